@@ -1,0 +1,329 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The device: arm a thread's next fork, report on it
+ *
+ * An armed thread is found by its task in a hash; the fork takes it out (ARM is
+ * one-shot). A descriptor that is closed, by any process that shares it or by
+ * its armed thread alone, disarms.
+ */
+#include <linux/file.h>
+#include <linux/fs.h>
+#include <linux/hashtable.h>
+#include <linux/kref.h>
+#include <linux/miscdevice.h>
+#include <linux/module.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
+#include <linux/uaccess.h>
+
+#include "compat/compat.h"
+#include "session.h"
+
+/**
+ * struct af_file - one open descriptor
+ * @ref: the descriptor; a fork that has taken the ARM
+ * @node: in the hash of armed threads
+ * @task: armed thread, referenced; NULL: not armed
+ * @arm: what it asked for
+ * @lock: guards @session and @report
+ * @session: last session, referenced
+ * @report: of a fork without a session
+ */
+struct af_file {
+	struct kref ref;
+	struct hlist_node node;
+	struct task_struct *task;
+	struct asyncfork_arm arm;
+	/* Guards session and report. */
+	spinlock_t lock;
+	struct af_session *session;
+	struct asyncfork_report report;
+};
+
+static DEFINE_HASHTABLE(armed, 6);
+static DEFINE_SPINLOCK(armed_lock);	/* guards armed, af_file.task and .arm */
+
+static void file_free(struct kref *ref)
+{
+	struct af_file *f = container_of(ref, struct af_file, ref);
+
+	if (f->session)
+		af_session_put(f->session);
+	kfree(f);
+}
+
+static struct af_file *armed_find(struct task_struct *task)
+{
+	struct af_file *f;
+
+	hash_for_each_possible(armed, f, node, (unsigned long)task)
+		if (f->task == task)
+			return f;
+	return NULL;
+}
+
+static void armed_del(struct af_file *f)
+{
+	hash_del(&f->node);
+	put_task_struct(f->task);
+	f->task = NULL;
+	af_active_dec();
+}
+
+/* The descriptor of current's ARM, taken out of the hash; referenced. */
+static struct af_file *armed_take(struct asyncfork_arm *arm)
+{
+	struct af_file *f;
+
+	spin_lock(&armed_lock);
+	f = armed_find(current);
+	if (f) {
+		*arm = f->arm;
+		kref_get(&f->ref);
+		armed_del(f);
+	}
+	spin_unlock(&armed_lock);
+	return f;
+}
+
+static enum asyncfork_reason stock_reason(struct mm_struct *mm,
+					  const struct asyncfork_arm *arm)
+{
+	if (!READ_ONCE(af_enabled))
+		return ASYNCFORK_REASON_DISABLED;
+	if (READ_ONCE(af_off))
+		return ASYNCFORK_REASON_SWITCHED_OFF;
+	if ((u64)get_mm_rss(mm) << PAGE_SHIFT < arm->min_rss)
+		return ASYNCFORK_REASON_MIN_RSS;
+	if (af_mm_pinned(mm))
+		return ASYNCFORK_REASON_PINNED;
+	if (mm_has_notifiers(mm))
+		return ASYNCFORK_REASON_NOTIFIER;
+	return ASYNCFORK_REASON_NONE;
+}
+
+static struct af_session *begin(struct mm_struct *parent,
+				struct mm_struct *child,
+				const struct asyncfork_arm *arm,
+				enum asyncfork_reason *reason)
+{
+	struct af_session *s;
+
+	*reason = stock_reason(parent, arm);
+	if (*reason)
+		return NULL;
+
+	s = af_session_create(parent, child, arm->helpers);
+	if (IS_ERR(s)) {
+		*reason = PTR_ERR(s) == -EMFILE ? ASYNCFORK_REASON_LIMIT :
+						  ASYNCFORK_REASON_NO_MEMORY;
+		return NULL;
+	}
+	if (af_uffd_guarded(parent)) {
+		s->reason = ASYNCFORK_REASON_UFFD;
+		s->bypass = true;
+	}
+	return s;
+}
+
+/**
+ * af_device_fork - start a session if the calling thread is armed
+ * @parent: mm being forked
+ * @child: mm being made
+ *
+ * Context: the hook of uprobe_dup_mmap(), mmap_write_lock(@parent).
+ */
+void af_device_fork(struct mm_struct *parent, struct mm_struct *child)
+{
+	struct asyncfork_report report = {};
+	struct af_session *s, *old;
+	enum asyncfork_reason reason;
+	struct asyncfork_arm arm;
+	struct af_file *f;
+
+	f = armed_take(&arm);
+	if (!f)
+		return;
+
+	s = begin(parent, child, &arm, &reason);
+	if (!s) {
+		report.outcome = ASYNCFORK_OUTCOME_STOCK;
+		report.reason = reason;
+		report.parent_pid = task_tgid_nr(current);
+		get_task_comm(report.comm, current);
+		af_stats_outcome(ASYNCFORK_OUTCOME_STOCK, reason);
+	}
+
+	/* The session's reference goes to the descriptor. */
+	spin_lock(&f->lock);
+	old = f->session;
+	f->session = s;
+	f->report = report;
+	spin_unlock(&f->lock);
+	if (old)
+		af_session_put(old);
+	kref_put(&f->ref, file_free);
+}
+
+static int dev_open(struct inode *inode, struct file *file)
+{
+	struct af_file *f = kzalloc(sizeof(*f), GFP_KERNEL_ACCOUNT);
+
+	if (!f)
+		return -ENOMEM;
+	kref_init(&f->ref);
+	spin_lock_init(&f->lock);
+	file->private_data = f;
+	return 0;
+}
+
+/* Any close; a forked child that closes its copy must not disarm the parent. */
+static int dev_flush(struct file *file, fl_owner_t id)
+{
+	struct af_file *f = file->private_data;
+
+	spin_lock(&armed_lock);
+	if (f->task == current)
+		armed_del(f);
+	spin_unlock(&armed_lock);
+	return 0;
+}
+
+/* The last close. */
+static int dev_release(struct inode *inode, struct file *file)
+{
+	struct af_file *f = file->private_data;
+
+	spin_lock(&armed_lock);
+	if (f->task)
+		armed_del(f);
+	spin_unlock(&armed_lock);
+	kref_put(&f->ref, file_free);
+	return 0;
+}
+
+static long ioctl_version(void __user *arg)
+{
+	struct asyncfork_version v = {
+		.abi = ASYNCFORK_ABI_VERSION,
+		.max_helpers = min_t(unsigned int, READ_ONCE(af_max_helpers),
+				     AF_MAX_HELPERS),
+	};
+
+	return copy_to_user(arg, &v, sizeof(v)) ? -EFAULT : 0;
+}
+
+static long ioctl_arm(struct af_file *f, void __user *arg)
+{
+	struct asyncfork_arm arm;
+	long ret = 0;
+
+	if (copy_from_user(&arm, arg, sizeof(arm)))
+		return -EFAULT;
+	if (arm.flags || arm.helpers > AF_MAX_HELPERS ||
+	    arm.helpers > READ_ONCE(af_max_helpers))
+		return -EINVAL;
+
+	spin_lock(&armed_lock);
+	if (f->task || armed_find(current)) {
+		ret = -EBUSY;
+	} else {
+		f->arm = arm;
+		f->task = get_task_struct(current);
+		hash_add(armed, &f->node, (unsigned long)current);
+		af_active_inc();
+	}
+	spin_unlock(&armed_lock);
+	if (!ret)
+		af_stats_armed();
+	return ret;
+}
+
+static long ioctl_report(struct af_file *f, void __user *arg)
+{
+	struct asyncfork_report report;
+	struct af_session *s;
+
+	spin_lock(&f->lock);
+	report = f->report;
+	s = f->session;
+	if (s)
+		af_session_hold(s);
+	spin_unlock(&f->lock);
+
+	if (s) {
+		af_session_report(s, &report);
+		af_session_put(s);
+	}
+	return copy_to_user(arg, &report, sizeof(report)) ? -EFAULT : 0;
+}
+
+static long ioctl_stats(void __user *arg)
+{
+	struct asyncfork_stats st = {};
+
+	af_stats_fill(&st);
+	return copy_to_user(arg, &st, sizeof(st)) ? -EFAULT : 0;
+}
+
+static long ioctl_recent(void __user *arg)
+{
+	struct asyncfork_recent *recent = kzalloc(sizeof(*recent), GFP_KERNEL);
+	long ret;
+
+	if (!recent)
+		return -ENOMEM;
+	af_stats_recent(recent);
+	ret = copy_to_user(arg, recent, sizeof(*recent)) ? -EFAULT : 0;
+	kfree(recent);
+	return ret;
+}
+
+static long dev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
+{
+	struct af_file *f = file->private_data;
+	void __user *p = (void __user *)arg;
+
+	switch (cmd) {
+	case ASYNCFORK_IOC_VERSION:
+		return ioctl_version(p);
+	case ASYNCFORK_IOC_ARM:
+		return ioctl_arm(f, p);
+	case ASYNCFORK_IOC_REPORT:
+		return ioctl_report(f, p);
+	case ASYNCFORK_IOC_STATS:
+		return ioctl_stats(p);
+	case ASYNCFORK_IOC_RECENT:
+		return ioctl_recent(p);
+	default:
+		return -ENOTTY;
+	}
+}
+
+static const struct file_operations fops = {
+	.owner		= THIS_MODULE,
+	.open		= dev_open,
+	.flush		= dev_flush,
+	.release	= dev_release,
+	.unlocked_ioctl	= dev_ioctl,
+	.llseek		= noop_llseek,
+};
+
+/* The group is udev's to set: see the rule in packaging. */
+static struct miscdevice device = {
+	.minor	= MISC_DYNAMIC_MINOR,
+	.name	= "asyncfork",
+	.fops	= &fops,
+	.mode	= 0660,
+};
+
+int af_device_init(void)
+{
+	return misc_register(&device);
+}
+
+void af_device_exit(void)
+{
+	misc_deregister(&device);
+}

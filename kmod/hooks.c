@@ -1,0 +1,301 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * The kernel functions that must not meet a parked chunk
+ *
+ * Each hook runs before its function, in the caller's context, and may sleep.
+ * Invariant: when the function goes on, no chunk of its range is parked, and
+ * the locks its caller holds keep a fork from parking it again.
+ */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
+#include <linux/delay.h>
+#include <linux/ftrace.h>
+#include <linux/percpu.h>
+#include <linux/rcupdate.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/tracepoint.h>
+
+#include "compat/compat.h"
+#include "hooks.h"
+#include "session.h"
+#include "symbols.h"
+
+/*
+ * Tasks inside a hook. One that sleeps there has passed a quiescent state of
+ * RCU tasks with a return address into this module on its stack, so unload
+ * waits for the count as well. Summed up over CPUs: a task may migrate.
+ */
+static DEFINE_PER_CPU(long, in_hook);
+
+void af_hook_enter(void)
+{
+	this_cpu_inc(in_hook);
+}
+
+void af_hook_leave(void)
+{
+	this_cpu_dec(in_hook);
+}
+
+static bool tasks_in_hooks(void)
+{
+	long n = 0;
+	int cpu;
+
+	for_each_possible_cpu(cpu)
+		n += READ_ONCE(per_cpu(in_hook, cpu));
+	return n;
+}
+
+/**
+ * af_hook_sync - what most hooks do: pull what is parked of [start, end)
+ * @mm: parent or child of any number of sessions
+ * @start: first address
+ * @end: end address
+ * @hook: who asks
+ */
+void af_hook_sync(struct mm_struct *mm, unsigned long start, unsigned long end,
+		  enum asyncfork_hook hook)
+{
+	af_hook_enter();
+	af_sync_range(mm, start, end, hook);
+	af_hook_leave();
+}
+
+struct af_verdict af_hook_copy_page_range(struct vm_area_struct *dst,
+					  struct vm_area_struct *src)
+{
+	struct af_verdict v;
+
+	af_hook_enter();
+	v = af_park(dst, src);
+	af_hook_leave();
+	return v;
+}
+
+/* Under mmap_write_lock(oldmm), before the first VMA is copied. */
+void af_hook_uprobe_dup_mmap(struct mm_struct *oldmm, struct mm_struct *newmm)
+{
+	af_hook_enter();
+	af_sync_range(oldmm, 0, ULONG_MAX, ASYNCFORK_HOOK_FORK);
+	af_device_fork(oldmm, newmm);
+	af_hook_leave();
+}
+
+void af_hook_handle_mm_fault(struct vm_area_struct *vma, unsigned long addr)
+{
+	/* As handle_mm_fault() does first; a pull may sleep. */
+	__set_current_state(TASK_RUNNING);
+	af_hook_sync(vma->vm_mm, addr, addr + 1, ASYNCFORK_HOOK_FAULT);
+}
+
+/* mm_users is 0: nobody can fork this mm any more. */
+void af_hook_exit_mmap(struct mm_struct *mm)
+{
+	struct af_session *s;
+
+	af_hook_enter();
+	s = af_session_find(mm, AF_CHILD, false);
+	if (s) {
+		if (test_bit(AF_CLOSED, &s->flags))
+			af_session_abort(s, false);
+		else
+			af_session_failed(s);
+		af_session_put(s);
+	}
+	/* The child is entitled to its image, whatever the parent does. */
+	af_sync_range(mm, 0, ULONG_MAX, ASYNCFORK_HOOK_EXIT);
+	af_hook_leave();
+}
+
+/* Reclaim's walks (MGLRU aging) may skip parked chunks and must not allocate. */
+static bool walk_is_reclaim(void)
+{
+	return current->flags & PF_MEMALLOC;
+}
+
+void af_hook_walk_page_range(struct mm_struct *mm, unsigned long start,
+			     unsigned long end)
+{
+	if (!walk_is_reclaim())
+		af_hook_sync(mm, start, end, ASYNCFORK_HOOK_WALK);
+}
+
+void af_hook_walk_page_vma(struct vm_area_struct *vma)
+{
+	if (!walk_is_reclaim())
+		af_hook_sync(vma->vm_mm, vma->vm_start, vma->vm_end,
+			     ASYNCFORK_HOOK_WALK);
+}
+
+/*
+ * A migration entry made before the park is looked for now, and only once.
+ * The anon_vma root lock of the caller's rmap walk excludes parking. It may
+ * be held for write: no reclaim.
+ */
+void af_hook_remove_migration_pte(struct folio *folio,
+				  struct vm_area_struct *vma,
+				  unsigned long addr)
+{
+	unsigned int noreclaim = memalloc_noreclaim_save();
+
+	af_hook_sync(vma->vm_mm, addr, addr + folio_size(folio),
+		     ASYNCFORK_HOOK_MIGRATION);
+	memalloc_noreclaim_restore(noreclaim);
+}
+
+/* FOLL_DUMP takes an empty PMD for a hole, without a fault. */
+void af_hook_get_dump_page(unsigned long addr)
+{
+	af_hook_sync(current->mm, addr, addr + 1, ASYNCFORK_HOOK_DUMP);
+}
+
+struct hook {
+	const char *name;
+	void (*tramp)(void);		/* address only, never called */
+	struct ftrace_ops ops;
+	unsigned long ip;
+};
+
+#define HOOK(fn)	{ .name = #fn, .tramp = af_tramp_##fn }
+
+/* copy_page_range is last to come and first to go: it lets chunks be parked. */
+static struct hook hooks[] = {
+	HOOK(uprobe_dup_mmap),
+	HOOK(handle_mm_fault),
+	HOOK(exit_mmap),
+	HOOK(unmap_vmas),
+	HOOK(zap_page_range_single),
+	HOOK(change_protection),
+	HOOK(move_page_tables),
+	HOOK(walk_page_range),
+	HOOK(walk_page_vma),
+	HOOK(remove_migration_pte),
+	HOOK(userfaultfd_ioctl),
+	HOOK(get_dump_page),
+	HOOK(copy_page_range),
+};
+
+/* Is the ftrace site of the function patched to a call? */
+static bool hook_is_live(const struct hook *h)
+{
+	const u8 *p = (const u8 *)h->ip;
+
+	return p[0] == 0xe8 || p[4] == 0xe8;
+}
+
+static int hook_attach(struct hook *h)
+{
+	int ret;
+
+	h->ip = af_symbol(h->name);
+	if (!h->ip)
+		return -ENOENT;
+
+	ret = af_ftrace_attach(&h->ops, h->ip, (unsigned long)h->tramp);
+	if (ret == -EBUSY)
+		pr_err("%s belongs to a livepatch or a BPF program\n", h->name);
+	else if (ret)
+		pr_err("cannot hook %s: error %d\n", h->name, ret);
+	if (ret)
+		return ret;
+
+	if (!hook_is_live(h)) {
+		pr_err("the hook of %s has no effect: is kernel.ftrace_enabled 0?\n",
+		       h->name);
+		af_ftrace_detach(&h->ops, h->ip, (unsigned long)h->tramp);
+		return -ENODEV;
+	}
+	return 0;
+}
+
+static void hooks_detach(unsigned int n)
+{
+	while (n--)
+		af_ftrace_detach(&hooks[n].ops, hooks[n].ip,
+				 (unsigned long)hooks[n].tramp);
+
+	/*
+	 * First everybody who is in a trampoline gets as far as the count or
+	 * out, then the count drains, then the last instructions are left.
+	 */
+	synchronize_rcu_tasks();
+	while (tasks_in_hooks())
+		msleep(20);
+	synchronize_rcu_tasks();
+}
+
+/* In kernel_clone(), before the child may run; must not sleep. */
+static void probe_fork(void *data, struct task_struct *parent,
+		       struct task_struct *child)
+{
+	struct af_session *s;
+
+	if (!READ_ONCE(af_active) || !child->mm)
+		return;
+	s = af_session_find(child->mm, AF_CHILD, false);
+	if (!s)
+		return;
+	if (!test_bit(AF_CLOSED, &s->flags))
+		af_session_forked(s, child);
+	af_session_put(s);
+}
+
+static struct tracepoint *fork_tracepoint;
+
+static void match_fork(struct tracepoint *tp, void *priv)
+{
+	if (!strcmp(tp->name, "sched_process_fork"))
+		fork_tracepoint = tp;
+}
+
+static int probe_attach(void)
+{
+	for_each_kernel_tracepoint(match_fork, NULL);
+	if (!fork_tracepoint) {
+		pr_err("tracepoint sched_process_fork not found\n");
+		return -ENOENT;
+	}
+	return tracepoint_probe_register(fork_tracepoint, probe_fork, NULL);
+}
+
+static void probe_detach(void)
+{
+	tracepoint_probe_unregister(fork_tracepoint, probe_fork, NULL);
+	tracepoint_synchronize_unregister();
+}
+
+/**
+ * af_hooks_init - attach every hook, or none
+ *
+ * Return: 0, or an errno after a line that says what is in the way.
+ */
+int af_hooks_init(void)
+{
+	unsigned int n;
+	int ret;
+
+	ret = probe_attach();
+	if (ret)
+		return ret;
+
+	for (n = 0; n < ARRAY_SIZE(hooks); n++) {
+		ret = hook_attach(&hooks[n]);
+		if (ret)
+			goto detach;
+	}
+	return 0;
+
+detach:
+	hooks_detach(n);
+	probe_detach();
+	return ret;
+}
+
+/* No session and no armed thread is left: they hold the module. */
+void af_hooks_exit(void)
+{
+	hooks_detach(ARRAY_SIZE(hooks));
+	probe_detach();
+}

@@ -1,0 +1,481 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Copy a parked chunk to the child, give its table back to the parent
+ *
+ * Callers: the child's copy loop, helpers, and any hook that acts on a parked
+ * range. The chunk word is the only lock. No mmap_lock is taken and no VMA is
+ * looked up: after munmap()'s downgrade the VMA is gone from the tree already.
+ * BUSY never waits for memory; a plain chunk is copied with preemption off.
+ */
+#include <linux/memcontrol.h>
+#include <linux/mm.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/smp.h>
+#include <linux/timekeeping.h>
+#include <linux/wait_bit.h>
+#include <asm/pgalloc.h>
+
+#include "compat/compat.h"
+#include "session.h"
+#include "symbols.h"
+
+/* About one plain chunk's copy; then the waiter sleeps. */
+#define SPINS	2000
+
+/**
+ * af_pmd_lookup - the PMD entry for @addr
+ * @mm: mm whose upper tables exist for @addr: park made or saw them, and they
+ *	are freed only after unmap_vmas() or exit_mmap(), which pull first
+ * @addr: user address
+ *
+ * Return: the entry, NULL if that invariant does not hold.
+ */
+pmd_t *af_pmd_lookup(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgd = pgd_offset(mm, addr);
+	p4d_t *p4d;
+	pud_t *pud;
+
+	if (pgd_none(*pgd))
+		return NULL;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none(*p4d))
+		return NULL;
+	pud = pud_offset(p4d, addr);
+	return pud_none(*pud) ? NULL : pmd_offset(pud, addr);
+}
+
+void af_reserve_fill(struct af_session *s)
+{
+	unsigned int i;
+
+	for (i = 0; i < AF_RESERVE; i++)
+		s->reserve[i] = static_call(af_pte_alloc_one)(current->mm);
+}
+
+void af_reserve_free(struct af_session *s)
+{
+	unsigned int i;
+
+	for (i = 0; i < AF_RESERVE; i++)
+		if (s->reserve[i])
+			af_pte_free(af_mm(s, AF_CHILD), s->reserve[i]);
+}
+
+static pgtable_t reserve_take(struct af_session *s)
+{
+	pgtable_t table = NULL;
+	unsigned int i;
+
+	spin_lock(&s->reserve_lock);
+	for (i = 0; i < AF_RESERVE && !table; i++)
+		swap(table, s->reserve[i]);
+	spin_unlock(&s->reserve_lock);
+	return table;
+}
+
+/* A PTE table for the child. May sleep, and reclaim if the caller may. */
+static pgtable_t table_get(struct af_session *s)
+{
+	pgtable_t table;
+
+	table = static_call(af_pte_alloc_one)(af_mm(s, AF_CHILD));
+	return table ?: reserve_take(s);
+}
+
+static void ipi_nop(void *unused)
+{
+}
+
+/*
+ * No CPU may use a parked table any more, neither through a TLB entry nor in a
+ * GUP-fast walk that read the PMD before it was cleared. The fork flushes the
+ * TLB, but after mmap_lock of the child is dropped, and the rmap hook holds no
+ * mmap_lock at all: before AF_FORKED we flush ourselves. A flush need not be
+ * an IPI (paravirt, INVLPGB); GUP-fast needs one, it runs with IRQs off.
+ *
+ * No lock: several first pullers may each do it. Nobody waits for a thread
+ * that is not running.
+ */
+static void sync_cpus(struct af_session *s)
+{
+	bool forked;
+
+	if (test_bit(AF_SYNCED, &s->flags))
+		return;
+	forked = test_bit(AF_FORKED, &s->flags);
+	if (!forked)
+		static_call(af_flush_tlb_mm_range)(af_mm(s, AF_PARENT), 0,
+						   TLB_FLUSH_ALL, 0, true);
+	smp_call_function(ipi_nop, NULL, 1);
+	/* Chunks parked after this one would not be covered yet. */
+	if (forked)
+		set_bit(AF_SYNCED, &s->flags);
+}
+
+static void wait_done(unsigned long *word)
+{
+	unsigned int i;
+
+	for (i = 0; i < SPINS; i++) {
+		/* Pairs with set_done(). */
+		if (smp_load_acquire(word) != AF_WORD_BUSY)
+			return;
+		cpu_relax();
+	}
+	/* Pairs with set_done(). */
+	wait_var_event(word, smp_load_acquire(word) != AF_WORD_BUSY);
+}
+
+static void set_done(unsigned long *word)
+{
+	/* Both trees are final. Pairs with the acquires of this file. */
+	smp_store_release(word, AF_WORD_DONE);
+	/* Store before the look for waiters; pairs with prepare_to_wait(). */
+	smp_mb();
+	wake_up_var(word);
+}
+
+/*
+ * Somebody filled the slot past our hooks: move the entries of @table to the
+ * live table. Returns false if an entry is in the way; then @table keeps what
+ * could not be moved.
+ */
+static bool merge(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
+		  pgtable_t table)
+{
+	pte_t *from = page_address(table);
+	pte_t *to = (pte_t *)pmd_page_vaddr(*pmd);
+	spinlock_t *ptl = pte_lockptr(mm, pmd);
+	bool whole = true;
+	unsigned int i;
+
+	spin_lock_nested(ptl, SINGLE_DEPTH_NESTING);
+	for (i = 0; i < PTRS_PER_PTE; i++, addr += PAGE_SIZE) {
+		if (pte_none(from[i]))
+			continue;
+		if (!pte_none(to[i])) {
+			whole = false;
+			continue;
+		}
+		set_pte_at(mm, addr, &to[i], from[i]);
+		pte_clear(mm, addr, &from[i]);
+	}
+	spin_unlock(ptl);
+	return whole;
+}
+
+static void kill_mm(struct mm_struct *mm)
+{
+	struct task_struct *p;
+
+	rcu_read_lock();
+	p = rcu_dereference(mm->owner);
+	if (p)
+		send_sig(SIGKILL, p, 1);
+	rcu_read_unlock();
+}
+
+/*
+ * Put @table (entry @val) into the empty slot of the parent or the child.
+ * A slot that is not empty is a missed path: merge, never drop the table.
+ */
+static void attach(struct af_session *s, enum af_role role,
+		   const struct af_range *r, unsigned long addr,
+		   pgtable_t table, pmd_t val)
+{
+	bool partial = addr < r->vm_start || addr + PMD_SIZE > r->vm_end;
+	struct mm_struct *mm = af_mm(s, role);
+	/* The parent never stopped counting its table. */
+	bool counted = role == AF_PARENT;
+	pmd_t *pmd = af_pmd_lookup(mm, addr);
+	bool free = false;
+
+	if (pmd) {
+		spinlock_t *ptl = pmd_lock(mm, pmd);
+
+		if (likely(pmd_none(*pmd))) {
+			if (!counted)
+				mm_inc_nr_ptes(mm);
+			/* The table's content before the table. */
+			smp_wmb();
+			set_pmd(pmd, val);
+			spin_unlock(ptl);
+			return;
+		}
+		if (af_pmd_is_table(*pmd))
+			free = merge(mm, pmd, addr, table);
+		spin_unlock(ptl);
+	}
+
+	af_stats_merged();
+	if (free) {
+		/* A re-attach comes here without having synced. */
+		sync_cpus(s);
+		if (counted)
+			mm_dec_nr_ptes(mm);
+		af_pte_free(mm, table);
+	}
+	/* Beside a partial chunk a driver may have mapped pages at once. */
+	if (partial && free)
+		return;
+	af_switch_off("page table slot of a parked chunk was not empty", addr);
+	/* Memory would be lost: better no process than a wrong one. */
+	if (!free)
+		kill_mm(mm);
+}
+
+static void count_pull(struct af_session *s, enum asyncfork_hook hook)
+{
+	enum af_count by = AF_N_BY_OTHER;
+
+	if (hook == ASYNCFORK_HOOK_HELPER)
+		by = AF_N_BY_HELPER;
+	else if (current->mm == af_mm(s, AF_CHILD))
+		by = AF_N_BY_CHILD;
+	else if (current->mm == af_mm(s, AF_PARENT))
+		by = AF_N_BY_PARENT;
+	af_count_add(s, by, 1);
+	af_count_add(s, AF_N_PULLS + hook, 1);
+}
+
+/* BUSY is ours; preemption is off and stays so unless the chunk is odd. */
+static int copy_chunk(struct af_session *s, const struct af_range *r,
+		      unsigned long addr, pmd_t saved, pgtable_t table)
+{
+	unsigned int i;
+	int ret = 0;
+
+	i = af_copy_plain(af_mm(s, AF_CHILD), saved, table, addr);
+	if (i < PTRS_PER_PTE) {
+		preempt_enable();
+		ret = af_copy_odd(s, r, addr, i, saved, table);
+		preempt_disable();
+	}
+	/* Even a partial copy: exit_mmap() of the killed child drops it. */
+	attach(s, AF_CHILD, r, addr, table, af_table_entry(table));
+	return ret;
+}
+
+/*
+ * Make the chunk at @addr DONE, whoever does it. Sleeps only before it has
+ * claimed the chunk, in an odd chunk's copy, or waiting for somebody's.
+ */
+static void pull_chunk(struct af_session *s, const struct af_range *r,
+		       unsigned long *word, unsigned long addr,
+		       enum asyncfork_hook hook)
+{
+	pgtable_t table = NULL;
+	unsigned long val;
+	bool copy;
+	pmd_t saved;
+	int ret = 0;
+
+	for (;;) {
+		/* Pairs with set_done(). */
+		val = smp_load_acquire(word);
+		if (val == AF_WORD_NONE || val == AF_WORD_DONE)
+			goto out;
+		if (val == AF_WORD_BUSY) {
+			wait_done(word);
+			goto out;
+		}
+
+		copy = !test_bit(AF_ABORTED, &s->flags);
+		if (copy && !table) {
+			table = table_get(s);
+			if (!table) {
+				/* Puts this chunk back, too. */
+				af_session_abort(s, true);
+				goto out;
+			}
+		}
+		if (copy)
+			sync_cpus(s);
+
+		preempt_disable();
+		if (cmpxchg(word, val, AF_WORD_BUSY) == val)
+			break;
+		preempt_enable();
+	}
+
+	/* An abort waits for BUSY chunks, so this one may still be copied. */
+	saved = __pmd(val);
+	if (copy) {
+		ret = copy_chunk(s, r, addr, saved, table);
+		table = NULL;
+		count_pull(s, hook);
+	} else {
+		af_count_add(s, AF_N_REATTACHED, 1);
+	}
+	/* On error too: the parent must not need the copy. */
+	attach(s, AF_PARENT, r, addr, pmd_pgtable(saved), saved);
+	set_done(word);
+	preempt_enable();
+	af_session_chunk_done(s);
+	if (ret)
+		af_session_abort(s, true);
+out:
+	if (table)
+		af_pte_free(af_mm(s, AF_CHILD), table);
+}
+
+static void pull_timed(struct af_session *s, const struct af_range *r,
+		       unsigned long *word, unsigned long addr,
+		       enum asyncfork_hook hook)
+{
+	u64 start = ktime_get_ns();
+
+	pull_chunk(s, r, word, addr, hook);
+	af_stats_parent_pull(s, addr, hook, ktime_get_ns() - start);
+}
+
+/* Index of the first range that ends above @addr. */
+static unsigned long first_range(const struct af_ranges *rs, unsigned long nr,
+				 unsigned long addr)
+{
+	unsigned long lo = 0, hi = nr, mid;
+
+	while (lo < hi) {
+		mid = lo + (hi - lo) / 2;
+		if (rs->range[mid]->end > addr)
+			hi = mid;
+		else
+			lo = mid + 1;
+	}
+	return lo;
+}
+
+/* Ranges live as long as the session; the array may be replaced. */
+static struct af_range *range_at(struct af_session *s, unsigned long addr)
+{
+	struct af_range *r = NULL;
+	struct af_ranges *rs;
+	unsigned long i, nr;
+
+	rcu_read_lock();
+	rs = rcu_dereference(s->ranges);
+	if (rs) {
+		/* Acquire; pairs with range_add(). */
+		nr = smp_load_acquire(&rs->nr);
+		i = first_range(rs, nr, addr);
+		if (i < nr)
+			r = rs->range[i];
+	}
+	rcu_read_unlock();
+	return r;
+}
+
+/* Parked now or being pulled? */
+static bool word_pending(unsigned long *word)
+{
+	unsigned long val = READ_ONCE(*word);
+
+	return val != AF_WORD_NONE && val != AF_WORD_DONE;
+}
+
+/**
+ * af_pull_range - on return no chunk of [start, end) is parked
+ * @s: session, referenced by the caller
+ * @start: first address
+ * @end: end address; ULONG_MAX for all
+ * @hook: who asks
+ *
+ * Context: may sleep.
+ */
+void af_pull_range(struct af_session *s, unsigned long start,
+		   unsigned long end, enum asyncfork_hook hook)
+{
+	bool parent = current->mm == af_mm(s, AF_PARENT);
+	bool child = hook == ASYNCFORK_HOOK_CHILD;
+	unsigned long addr = start, stop;
+	unsigned long *word;
+	struct af_range *r;
+
+	while (addr < end && atomic_long_read(&s->parked)) {
+		r = range_at(s, addr);
+		if (!r || r->start >= end)
+			break;
+		addr = max(addr & PMD_MASK, r->start);
+		stop = min(end, r->end);
+		while (addr < stop) {
+			/* A dying child needs no image. */
+			if (child && fatal_signal_pending(current) &&
+			    !test_bit(AF_ABORTED, &s->flags)) {
+				af_session_abort(s, false);
+				return;
+			}
+			word = af_range_word(r, addr);
+			if (!word) {
+				addr = (addr & PUD_MASK) + PUD_SIZE;
+				continue;
+			}
+			if (word_pending(word)) {
+				if (parent)
+					pull_timed(s, r, word, addr, hook);
+				else
+					pull_chunk(s, r, word, addr, hook);
+				cond_resched();
+			}
+			addr += PMD_SIZE;
+		}
+	}
+}
+
+/**
+ * af_sync_range - pull what is parked of [start, end), from either side
+ * @mm: parent or child of any number of sessions
+ * @start: first address
+ * @end: end address; ULONG_MAX for all
+ * @hook: who asks
+ *
+ * Context: may sleep.
+ */
+void af_sync_range(struct mm_struct *mm, unsigned long start,
+		   unsigned long end, enum asyncfork_hook hook)
+{
+	struct af_session *s;
+	enum af_role role;
+
+	for (role = AF_PARENT; role <= AF_CHILD; role++) {
+		s = af_session_find(mm, role, true);
+		if (!s)
+			continue;
+		af_pull_range(s, start, end, hook);
+		af_session_put(s);
+	}
+}
+
+/* The child's task work: before user mode, or in do_exit() after exit_mm(). */
+void af_pull_child(struct af_session *s)
+{
+	if (current->flags & PF_EXITING)
+		af_session_abort(s, false);
+	else
+		af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD);
+}
+
+/* Helper @nr of n starts (nr + 1) / (n + 1) of the way; chunks met are DONE. */
+void af_pull_helper(struct af_session *s, unsigned int nr)
+{
+	struct af_ranges *rs = rcu_dereference_protected(s->ranges, true);
+	struct mem_cgroup *memcg, *old;
+	struct af_range *last, *r;
+	unsigned long i, target;
+
+	/* The fork is over: nobody replaces s->ranges. */
+	last = rs->range[rs->nr - 1];
+	target = (last->first + ((last->end - last->start) >> PMD_SHIFT)) *
+		 (nr + 1) / (s->helpers + 1);
+	for (i = 0; i + 1 < rs->nr && rs->range[i + 1]->first <= target; i++)
+		;
+	r = rs->range[i];
+
+	memcg = get_mem_cgroup_from_mm(af_mm(s, AF_CHILD));
+	old = set_active_memcg(memcg);
+	af_pull_range(s, r->start + ((target - r->first) << PMD_SHIFT),
+		      ULONG_MAX, ASYNCFORK_HOOK_HELPER);
+	set_active_memcg(old);
+	mem_cgroup_put(memcg);
+}

@@ -1,0 +1,353 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Life of a session: created inside a fork, found by hooks through
+ * an RCU hash of mms, finished when its last chunk is DONE
+ *
+ * A session holds mm_count of both mms, never mm_users: it must not keep a
+ * dead process's memory. It holds the module.
+ */
+#include <linux/hash.h>
+#include <linux/module.h>
+#include <linux/rculist.h>
+#include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
+#include <linux/sched/task.h>
+#include <linux/slab.h>
+#include <linux/timekeeping.h>
+
+#include "compat/compat.h"
+#include "session.h"
+
+#define HASH_BITS	8
+
+static struct hlist_head hash[1 << HASH_BITS];
+static DEFINE_SPINLOCK(hash_lock);	/* guards hash for writers, running */
+static unsigned int running;
+static u64 last_id;
+static struct workqueue_struct *wq;
+
+/*
+ * Sessions plus armed threads: zero lets every hook return at once. A hook
+ * that must see a session is ordered after its creation by mmap_lock or the
+ * anon_vma root lock; nothing else needs this counter to be exact.
+ */
+int af_active __read_mostly;
+static DEFINE_SPINLOCK(active_lock);
+
+void af_active_inc(void)
+{
+	spin_lock(&active_lock);
+	WRITE_ONCE(af_active, af_active + 1);
+	spin_unlock(&active_lock);
+}
+
+void af_active_dec(void)
+{
+	spin_lock(&active_lock);
+	WRITE_ONCE(af_active, af_active - 1);
+	spin_unlock(&active_lock);
+}
+
+static struct hlist_head *bucket(struct mm_struct *mm)
+{
+	return &hash[hash_ptr(mm, HASH_BITS)];
+}
+
+static void session_free(struct work_struct *work)
+{
+	struct af_session *s = container_of(work, struct af_session, free_work);
+
+	af_ranges_free(s);
+	af_reserve_free(s);
+	if (s->task)
+		put_task_struct(s->task);
+	mmdrop(af_mm(s, AF_CHILD));
+	mmdrop(af_mm(s, AF_PARENT));
+	kfree_rcu(s, rcu);
+	module_put(THIS_MODULE);
+}
+
+void af_session_hold(struct af_session *s)
+{
+	refcount_inc(&s->ref);
+}
+
+/* Any context: the memory goes in a worker, mmdrop() may be heavy. */
+void af_session_put(struct af_session *s)
+{
+	if (refcount_dec_and_test(&s->ref))
+		queue_work(wq, &s->free_work);
+}
+
+static void child_work(struct callback_head *work)
+{
+	struct af_session *s = container_of(work, struct af_session,
+					    child_work);
+
+	af_pull_child(s);
+	af_session_put(s);
+}
+
+static void helper_work(struct work_struct *work)
+{
+	struct af_helper *h = container_of(work, struct af_helper, work);
+
+	af_pull_helper(h->session, h->nr);
+	af_session_put(h->session);
+}
+
+static void link_init(struct af_session *s, enum af_role role,
+		      struct mm_struct *mm)
+{
+	s->link[role].mm = mm;
+	s->link[role].role = role;
+	mmgrab(mm);
+}
+
+/**
+ * af_session_create - a new session, visible in the hash
+ * @parent: mm being forked, mmap_lock held for write by current
+ * @child: mm being made
+ * @helpers: helper threads to start when the fork is done
+ *
+ * Return: the session, referenced for the caller; -EMFILE: max_sessions;
+ * -ENOMEM; -ENODEV: the module is on its way out.
+ */
+struct af_session *af_session_create(struct mm_struct *parent,
+				     struct mm_struct *child,
+				     unsigned int helpers)
+{
+	struct af_session *s;
+	unsigned int i;
+	int ret = -ENOMEM;
+
+	if (!try_module_get(THIS_MODULE))
+		return ERR_PTR(-ENODEV);
+
+	s = kzalloc(struct_size(s, helper, helpers), GFP_KERNEL);
+	if (!s)
+		goto put_module;
+
+	/* One for the hash, one for the caller. */
+	refcount_set(&s->ref, 2);
+	spin_lock_init(&s->reserve_lock);
+	INIT_WORK(&s->free_work, session_free);
+	init_task_work(&s->child_work, child_work);
+	s->forker = current;
+	s->parent_pid = task_tgid_nr(current);
+	get_task_comm(s->comm, current);
+	s->helpers = helpers;
+	for (i = 0; i < helpers; i++) {
+		INIT_WORK(&s->helper[i].work, helper_work);
+		s->helper[i].session = s;
+		s->helper[i].nr = i;
+	}
+	s->start_ns = ktime_get_ns();
+	af_reserve_fill(s);
+	if (!s->reserve[0])
+		goto free_session;
+
+	link_init(s, AF_PARENT, parent);
+	link_init(s, AF_CHILD, child);
+
+	spin_lock(&hash_lock);
+	if (running >= READ_ONCE(af_max_sessions)) {
+		spin_unlock(&hash_lock);
+		ret = -EMFILE;
+		goto drop_mms;
+	}
+	running++;
+	s->id = ++last_id;
+	hlist_add_head_rcu(&s->link[AF_PARENT].node, bucket(parent));
+	hlist_add_head_rcu(&s->link[AF_CHILD].node, bucket(child));
+	spin_unlock(&hash_lock);
+
+	af_active_inc();
+	af_stats_begin(s);
+	return s;
+
+drop_mms:
+	mmdrop(child);
+	mmdrop(parent);
+	af_reserve_free(s);
+free_session:
+	kfree(s);
+put_module:
+	module_put(THIS_MODULE);
+	return ERR_PTR(ret);
+}
+
+/**
+ * af_session_find - the session in which @mm plays @role
+ * @mm: key; may be any pointer value
+ * @role: AF_PARENT or AF_CHILD
+ * @parked_only: only if a chunk may still be parked
+ *
+ * At most one session a mm and role has parked chunks: the next fork pulls
+ * those of the one before first.
+ *
+ * Return: a referenced session or NULL.
+ */
+struct af_session *af_session_find(struct mm_struct *mm, enum af_role role,
+				   bool parked_only)
+{
+	struct af_session *s, *found = NULL;
+	struct af_link *l;
+
+	rcu_read_lock();
+	hlist_for_each_entry_rcu(l, bucket(mm), node) {
+		if (l->mm != mm || l->role != role)
+			continue;
+		s = container_of(l, struct af_session, link[role]);
+		if (parked_only && !atomic_long_read(&s->parked))
+			continue;
+		if (refcount_inc_not_zero(&s->ref)) {
+			found = s;
+			break;
+		}
+	}
+	rcu_read_unlock();
+	return found;
+}
+
+/* Once no chunk is parked and none will be. */
+static void try_finish(struct af_session *s)
+{
+	if (!test_bit(AF_CLOSED, &s->flags) || atomic_long_read(&s->parked) ||
+	    test_and_set_bit(AF_FINISHED, &s->flags))
+		return;
+
+	s->end_ns = ktime_get_ns();
+	spin_lock(&hash_lock);
+	hlist_del_rcu(&s->link[AF_PARENT].node);
+	hlist_del_rcu(&s->link[AF_CHILD].node);
+	running--;
+	af_stats_end(s);
+	spin_unlock(&hash_lock);
+
+	af_active_dec();
+	af_session_put(s);
+}
+
+/* The caller holds a reference and has set one chunk to DONE. */
+void af_session_chunk_done(struct af_session *s)
+{
+	/* Full barrier; pairs with the one in session_close(). */
+	if (atomic_long_dec_and_test(&s->parked))
+		try_finish(s);
+}
+
+static void session_close(struct af_session *s)
+{
+	set_bit(AF_CLOSED, &s->flags);
+	/* Either we see parked == 0, or the last puller sees AF_CLOSED. */
+	smp_mb__after_atomic();
+	try_finish(s);
+}
+
+static void kill_child(struct af_session *s)
+{
+	if (!test_and_set_bit(AF_KILLED, &s->flags)) {
+		send_sig(SIGKILL, s->task, 1);
+		af_stats_killed();
+	}
+}
+
+/**
+ * af_session_forked - the fork has succeeded
+ * @s: session
+ * @child: new task, not woken up yet
+ *
+ * Context: any; the caller's task is in kernel_clone().
+ */
+void af_session_forked(struct af_session *s, struct task_struct *child)
+{
+	unsigned int i;
+
+	s->child_pid = task_tgid_nr(child);
+	s->forked_ns = ktime_get_ns();
+	set_bit(AF_FORKED, &s->flags);
+	if (!atomic_long_read(&s->count[AF_N_PARKED])) {
+		session_close(s);
+		return;
+	}
+
+	get_task_struct(child);
+	WRITE_ONCE(s->task, child);
+	/* Pairs with af_session_abort(): one of us sees the other. */
+	smp_mb();
+	if (test_bit(AF_ABORTED, &s->flags))
+		kill_child(s);
+
+	af_session_hold(s);
+	/* Cannot fail: the child has not run, so it is not exiting. */
+	if (WARN_ON_ONCE(task_work_add(child, &s->child_work, TWA_RESUME))) {
+		af_session_put(s);
+		kill_child(s);
+	}
+	for (i = 0; i < s->helpers; i++) {
+		af_session_hold(s);
+		queue_work(wq, &s->helper[i].work);
+	}
+	session_close(s);
+}
+
+/* The fork has failed: exit_mmap() of the half-made child. May sleep. */
+void af_session_failed(struct af_session *s)
+{
+	session_close(s);
+	if (!test_bit(AF_FINISHED, &s->flags))
+		af_session_abort(s, false);
+}
+
+/**
+ * af_session_abort - give every parked chunk back uncopied
+ * @s: session
+ * @kill: the child lives and must not see its partial image
+ *
+ * Needs no memory. On return no chunk is parked or BUSY.
+ */
+void af_session_abort(struct af_session *s, bool kill)
+{
+	struct task_struct *task;
+
+	if (!test_and_set_bit(AF_ABORTED, &s->flags) && kill) {
+		/* Implied full barrier: see af_session_forked(). */
+		task = READ_ONCE(s->task);
+		if (task)
+			kill_child(s);
+	}
+	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD);
+}
+
+unsigned int af_session_running(void)
+{
+	return READ_ONCE(running);
+}
+
+/* Calls @fn for every running session; @fn must not sleep. */
+void af_session_each(void (*fn)(struct af_session *s, void *arg), void *arg)
+{
+	struct af_link *l;
+	unsigned int i;
+
+	spin_lock(&hash_lock);
+	for (i = 0; i < ARRAY_SIZE(hash); i++)
+		hlist_for_each_entry(l, &hash[i], node)
+			if (l->role == AF_PARENT)
+				fn(container_of(l, struct af_session,
+						link[AF_PARENT]), arg);
+	spin_unlock(&hash_lock);
+}
+
+int af_session_init(void)
+{
+	wq = alloc_workqueue("asyncfork", WQ_UNBOUND, 0);
+	return wq ? 0 : -ENOMEM;
+}
+
+void af_session_exit(void)
+{
+	destroy_workqueue(wq);
+	rcu_barrier();
+}

@@ -1,0 +1,88 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the patched call at the start of a hooked function reaches
+ *
+ * On the stack: return address into the hooked function, above it the one
+ * into its caller. Without sessions and armed threads a hook costs one
+ * compare. All argument registers are kept for the hooked function.
+ */
+#include <linux/linkage.h>
+#include <asm/asm-offsets.h>
+#include <asm/nospec-branch.h>
+#include <asm/unwind_hints.h>
+
+.macro PUSH_ARGS
+	pushq	%rdi
+	pushq	%rsi
+	pushq	%rdx
+	pushq	%rcx
+	pushq	%r8
+	pushq	%r9
+.endm
+
+.macro POP_ARGS
+	popq	%r9
+	popq	%r8
+	popq	%rcx
+	popq	%rdx
+	popq	%rsi
+	popq	%rdi
+.endm
+
+.macro RETURN_IF_IDLE
+	cmpl	$0, af_active(%rip)
+	jne	1f
+	RET
+1:
+.endm
+
+/* Pre-work, then the hooked function runs. */
+.macro HOOK name
+SYM_FUNC_START(af_tramp_\name)
+	RETURN_IF_IDLE
+	PUSH_ARGS
+	call	af_hook_\name
+	POP_ARGS
+	RET
+SYM_FUNC_END(af_tramp_\name)
+.endm
+
+/*
+ * The hook decides (struct af_verdict in RAX:RDX): RDX nonzero returns RAX to
+ * the caller, past the hooked function.
+ */
+.macro HOOK_VERDICT name idle=1
+SYM_FUNC_START(af_tramp_\name)
+	.if \idle
+	RETURN_IF_IDLE
+	.endif
+	PUSH_ARGS
+	call	af_hook_\name
+	movq	%rdx, %r11
+	POP_ARGS
+	testq	%r11, %r11
+	jnz	2f
+	RET
+2:
+	addq	$8, %rsp
+	UNWIND_HINT_FUNC
+	RET
+SYM_FUNC_END(af_tramp_\name)
+.endm
+
+	.text
+
+HOOK_VERDICT	copy_page_range
+HOOK_VERDICT	userfaultfd_ioctl idle=0
+
+HOOK	uprobe_dup_mmap
+HOOK	handle_mm_fault
+HOOK	exit_mmap
+HOOK	unmap_vmas
+HOOK	zap_page_range_single
+HOOK	change_protection
+HOOK	move_page_tables
+HOOK	walk_page_range
+HOOK	walk_page_vma
+HOOK	remove_migration_pte
+HOOK	get_dump_page

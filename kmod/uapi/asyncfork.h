@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: GPL-2.0 WITH Linux-syscall-note */
+/*
+ * User ABI of /dev/asyncfork
+ *
+ * One descriptor serves one thread: ARM, fork(), REPORT, close. Every struct
+ * has a fixed layout without holes; its size is part of the ioctl number, so
+ * a caller built for another layout gets ENOTTY. Times are nanoseconds of
+ * CLOCK_MONOTONIC, sizes are bytes, a chunk is what one PTE table maps (2 MiB).
+ */
+#ifndef _UAPI_ASYNCFORK_H
+#define _UAPI_ASYNCFORK_H
+
+#include <linux/ioctl.h>
+#include <linux/types.h>
+
+#define ASYNCFORK_ABI_VERSION	1
+#define ASYNCFORK_DEVICE	"/dev/asyncfork"
+
+/* What became of a fork: struct asyncfork_report.outcome. */
+enum asyncfork_outcome {
+	ASYNCFORK_OUTCOME_NONE		= 0,	/* no fork consumed the ARM */
+	ASYNCFORK_OUTCOME_ASYNC		= 1,	/* at least one chunk parked */
+	ASYNCFORK_OUTCOME_STOCK		= 2,	/* see reason */
+	ASYNCFORK_OUTCOME_FAILED	= 3,	/* fork() itself failed */
+};
+
+/* Why a fork was stock: struct asyncfork_report.reason. */
+enum asyncfork_reason {
+	ASYNCFORK_REASON_NONE		= 0,
+	ASYNCFORK_REASON_DISABLED	= 1,	/* module parameter enabled=0 */
+	ASYNCFORK_REASON_SWITCHED_OFF	= 2,	/* off after an inconsistency */
+	ASYNCFORK_REASON_MIN_RSS	= 3,	/* below the caller's min_rss */
+	ASYNCFORK_REASON_PINNED		= 4,	/* mm has or had pinned pages */
+	ASYNCFORK_REASON_NOTIFIER	= 5,	/* mm has mmu notifiers */
+	ASYNCFORK_REASON_UFFD		= 6,	/* userfaultfd ioctl under way */
+	ASYNCFORK_REASON_NO_MEMORY	= 7,	/* no memory for the session */
+	ASYNCFORK_REASON_LIMIT		= 8,	/* max_sessions reached */
+	ASYNCFORK_REASON_NOTHING	= 9,	/* no parkable chunk */
+};
+
+/* Life of a session: struct asyncfork_report.state. */
+enum asyncfork_state {
+	ASYNCFORK_STATE_NONE		= 0,	/* never had a session */
+	ASYNCFORK_STATE_RUNNING		= 1,	/* chunks may be parked */
+	ASYNCFORK_STATE_DONE		= 2,	/* child has its whole image */
+	ASYNCFORK_STATE_ABORTED		= 3,	/* re-attached uncopied */
+};
+
+/* Who asked for a pull: index of asyncfork_report.pulls and of the statistics. */
+enum asyncfork_hook {
+	ASYNCFORK_HOOK_CHILD		= 0,	/* the child's own copy loop */
+	ASYNCFORK_HOOK_HELPER		= 1,	/* a helper thread */
+	ASYNCFORK_HOOK_FAULT		= 2,	/* handle_mm_fault */
+	ASYNCFORK_HOOK_UNMAP		= 3,	/* unmap_vmas */
+	ASYNCFORK_HOOK_ZAP		= 4,	/* MADV_DONTNEED */
+	ASYNCFORK_HOOK_PROTECT		= 5,	/* change_protection */
+	ASYNCFORK_HOOK_MREMAP		= 6,	/* move_page_tables */
+	ASYNCFORK_HOOK_WALK		= 7,	/* page walkers */
+	ASYNCFORK_HOOK_MIGRATION	= 8,	/* remove_migration_pte */
+	ASYNCFORK_HOOK_UFFD		= 9,	/* userfaultfd_ioctl */
+	ASYNCFORK_HOOK_DUMP		= 10,	/* get_dump_page */
+	ASYNCFORK_HOOK_FORK		= 11,	/* a further fork */
+	ASYNCFORK_HOOK_EXIT		= 12,	/* exit_mmap of the parent */
+	ASYNCFORK_HOOK_MAX		= 16
+};
+
+/* ASYNCFORK_IOC_VERSION */
+struct asyncfork_version {
+	__u32 abi;			/* ASYNCFORK_ABI_VERSION */
+	__u32 max_helpers;		/* upper bound of asyncfork_arm.helpers */
+	__u64 features;			/* none defined yet: 0 */
+};
+
+/*
+ * ASYNCFORK_IOC_ARM: the calling thread's next fork may be asynchronous.
+ * EINVAL: unknown flags, too many helpers. EBUSY: thread or descriptor is
+ * armed already. Closing the descriptor disarms.
+ */
+struct asyncfork_arm {
+	__u32 flags;			/* none defined yet: must be 0 */
+	__u32 helpers;			/* threads that help the child copy */
+	__u64 min_rss;			/* smaller processes fork as ever */
+};
+
+/*
+ * ASYNCFORK_IOC_REPORT: the last fork that consumed this descriptor's ARM.
+ * The counters of a running session are a snapshot.
+ */
+struct asyncfork_report {
+	__u64 id;			/* session number, 0: no session */
+	__u32 outcome;			/* enum asyncfork_outcome */
+	__u32 reason;			/* enum asyncfork_reason */
+	__u32 state;			/* enum asyncfork_state */
+	__u32 helpers;			/* helper threads started */
+	__s32 parent_pid;		/* thread group ids, init namespace */
+	__s32 child_pid;
+	char comm[16];			/* the parent's */
+	__u64 start_ns;			/* when parking began */
+	__u64 parked;			/* chunks parked */
+	__u64 eager;			/* chunks copied during the fork */
+	__u64 reattached;		/* chunks given back uncopied */
+	__u64 odd;			/* chunks copied by trampolines */
+	__u64 by_child;			/* chunks pulled, by the puller's mm */
+	__u64 by_parent;
+	__u64 by_helper;
+	__u64 by_other;
+	__u64 park_ns;			/* time spent parking, in fork() */
+	__u64 parent_pull_ns;		/* parent's time in pulls: total */
+	__u64 parent_pull_max_ns;	/* and the longest of them */
+	__u64 copy_ns;			/* end of fork to end of session */
+	__u64 meta_bytes;		/* memory of the side arrays */
+	__u64 pulls[ASYNCFORK_HOOK_MAX];
+};
+
+/* ASYNCFORK_IOC_STATS: totals since the module was loaded. */
+struct asyncfork_stats {
+	__u64 armed;			/* ARM calls that succeeded */
+	__u64 async;			/* forks by outcome */
+	__u64 stock;
+	__u64 failed;
+	__u64 stock_by_reason[16];	/* index: enum asyncfork_reason */
+	__u64 running;			/* sessions now */
+	__u64 aborted;			/* sessions that were aborted */
+	__u64 killed;			/* children killed by an abort */
+	__u64 parked;			/* chunks, as in asyncfork_report */
+	__u64 eager;
+	__u64 reattached;
+	__u64 odd;
+	__u64 by_child;
+	__u64 by_parent;
+	__u64 by_helper;
+	__u64 by_other;
+	__u64 parent_pull_ns;
+	__u64 parent_pull_max_ns;
+	__u64 copy_ns;
+	__u64 merged;			/* unexpected slots that were merged */
+	__u64 switched_off;		/* 1: off after an inconsistency */
+	__u64 enabled;			/* module parameter */
+	__u64 pulls[ASYNCFORK_HOOK_MAX];
+};
+
+#define ASYNCFORK_RECENT_MAX	32
+
+/* ASYNCFORK_IOC_RECENT: the last sessions that ended, newest first. */
+struct asyncfork_recent {
+	__u64 count;			/* valid entries */
+	struct asyncfork_report entry[ASYNCFORK_RECENT_MAX];
+};
+
+#define ASYNCFORK_IOC_MAGIC	0xAF
+#define ASYNCFORK_IOC_VERSION	_IOR(ASYNCFORK_IOC_MAGIC, 0, struct asyncfork_version)
+#define ASYNCFORK_IOC_ARM	_IOW(ASYNCFORK_IOC_MAGIC, 1, struct asyncfork_arm)
+#define ASYNCFORK_IOC_REPORT	_IOR(ASYNCFORK_IOC_MAGIC, 2, struct asyncfork_report)
+#define ASYNCFORK_IOC_STATS	_IOR(ASYNCFORK_IOC_MAGIC, 3, struct asyncfork_stats)
+#define ASYNCFORK_IOC_RECENT	_IOR(ASYNCFORK_IOC_MAGIC, 4, struct asyncfork_recent)
+
+#endif /* _UAPI_ASYNCFORK_H */
