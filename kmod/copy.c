@@ -219,7 +219,8 @@ int af_copy_odd(struct af_session *s, const struct af_range *r,
 
 	noreclaim = memalloc_noreclaim_save();
 	mmap_write_lock(&t->src.mm);
-	ret = static_call(af_copy_page_range)(&dst, &src);
+	ret = af_fault() ? -ENOMEM :
+			   static_call(af_copy_page_range)(&dst, &src);
 	mmap_write_unlock(&t->src.mm);
 	memalloc_noreclaim_restore(noreclaim);
 

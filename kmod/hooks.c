@@ -77,8 +77,16 @@ struct af_verdict af_hook_copy_page_range(struct vm_area_struct *dst,
 /* Under mmap_write_lock(oldmm), before the first VMA is copied. */
 void af_hook_uprobe_dup_mmap(struct mm_struct *oldmm, struct mm_struct *newmm)
 {
+	struct af_session *s;
+
 	af_hook_enter();
-	af_sync_range(oldmm, 0, ULONG_MAX, ASYNCFORK_HOOK_FORK);
+	s = af_session_find(oldmm, AF_PARENT, true);
+	if (s) {
+		/* Its dup_mmap() has dropped mmap_lock, so it has flushed. */
+		set_bit(AF_FLUSHED, &s->flags);
+		af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_FORK);
+		af_session_put(s);
+	}
 	af_device_fork(oldmm, newmm);
 	af_hook_leave();
 }

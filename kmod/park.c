@@ -118,7 +118,7 @@ static struct af_range *range_alloc(struct af_session *s,
 	unsigned long addr, next, n;
 	struct af_range *r;
 
-	r = kvzalloc(struct_size(r, block, nr), GFP_KERNEL);
+	r = af_fault() ? NULL : kvzalloc(struct_size(r, block, nr), GFP_KERNEL);
 	if (!r)
 		return NULL;
 	s->meta_bytes += struct_size(r, block, nr);
@@ -140,7 +140,8 @@ static struct af_range *range_alloc(struct af_session *s,
 		n = (next - addr) >> PMD_SHIFT;
 		r->block[(addr >> PUD_SHIFT) - (start >> PUD_SHIFT)] =
 			kcalloc(n, sizeof(unsigned long), GFP_KERNEL);
-		if (!af_range_word(r, addr) || !child_tables(dst->vm_mm, addr))
+		if (!af_range_word(r, addr) || af_fault() ||
+		    !child_tables(dst->vm_mm, addr))
 			goto free;
 		s->meta_bytes += n * sizeof(unsigned long);
 		cond_resched();
@@ -162,7 +163,8 @@ static bool range_add(struct af_session *s, struct af_range *r)
 	rs = old;
 	if (!old || old->nr == old->max) {
 		max = old ? 2 * old->max : 16;
-		rs = kvzalloc(struct_size(rs, range, max), GFP_KERNEL);
+		rs = af_fault() ? NULL :
+			kvzalloc(struct_size(rs, range, max), GFP_KERNEL);
 		if (!rs)
 			return false;
 		rs->max = max;

@@ -50,7 +50,7 @@ void af_reserve_fill(struct af_session *s)
 {
 	unsigned int i;
 
-	for (i = 0; i < AF_RESERVE; i++)
+	for (i = 0; i < AF_RESERVE && !af_fault(); i++)
 		s->reserve[i] = static_call(af_pte_alloc_one)(current->mm);
 }
 
@@ -69,7 +69,7 @@ static pgtable_t reserve_take(struct af_session *s)
 	unsigned int i;
 
 	spin_lock(&s->reserve_lock);
-	for (i = 0; i < AF_RESERVE && !table; i++)
+	for (i = 0; i < AF_RESERVE && !table && !af_fault(); i++)
 		swap(table, s->reserve[i]);
 	spin_unlock(&s->reserve_lock);
 	return table;
@@ -78,9 +78,10 @@ static pgtable_t reserve_take(struct af_session *s)
 /* A PTE table for the child. May sleep, and reclaim if the caller may. */
 static pgtable_t table_get(struct af_session *s)
 {
-	pgtable_t table;
+	pgtable_t table = NULL;
 
-	table = static_call(af_pte_alloc_one)(af_mm(s, AF_CHILD));
+	if (!af_fault())
+		table = static_call(af_pte_alloc_one)(af_mm(s, AF_CHILD));
 	return table ?: reserve_take(s);
 }
 
@@ -92,7 +93,7 @@ static void ipi_nop(void *unused)
  * No CPU may use a parked table any more, neither through a TLB entry nor in a
  * GUP-fast walk that read the PMD before it was cleared. The fork flushes the
  * TLB, but after mmap_lock of the child is dropped, and the rmap hook holds no
- * mmap_lock at all: before AF_FORKED we flush ourselves. A flush need not be
+ * mmap_lock at all: before AF_FLUSHED we flush ourselves. A flush need not be
  * an IPI (paravirt, INVLPGB); GUP-fast needs one, it runs with IRQs off.
  *
  * No lock: several first pullers may each do it. Nobody waits for a thread
@@ -100,17 +101,17 @@ static void ipi_nop(void *unused)
  */
 static void sync_cpus(struct af_session *s)
 {
-	bool forked;
+	bool flushed;
 
 	if (test_bit(AF_SYNCED, &s->flags))
 		return;
-	forked = test_bit(AF_FORKED, &s->flags);
-	if (!forked)
+	flushed = test_bit(AF_FLUSHED, &s->flags);
+	if (!flushed)
 		static_call(af_flush_tlb_mm_range)(af_mm(s, AF_PARENT), 0,
 						   TLB_FLUSH_ALL, 0, true);
 	smp_call_function(ipi_nop, NULL, 1);
 	/* Chunks parked after this one would not be covered yet. */
-	if (forked)
+	if (flushed)
 		set_bit(AF_SYNCED, &s->flags);
 }
 

@@ -124,7 +124,8 @@ struct af_session *af_session_create(struct mm_struct *parent,
 	if (!try_module_get(THIS_MODULE))
 		return ERR_PTR(-ENODEV);
 
-	s = kzalloc(struct_size(s, helper, helpers), GFP_KERNEL);
+	s = af_fault() ? NULL :
+			 kzalloc(struct_size(s, helper, helpers), GFP_KERNEL);
 	if (!s)
 		goto put_module;
 
@@ -267,6 +268,7 @@ void af_session_forked(struct af_session *s, struct task_struct *child)
 	s->child_pid = task_tgid_nr(child);
 	s->forked_ns = ktime_get_ns();
 	set_bit(AF_FORKED, &s->flags);
+	set_bit(AF_FLUSHED, &s->flags);
 	if (!atomic_long_read(&s->count[AF_N_PARKED])) {
 		session_close(s);
 		return;

@@ -88,7 +88,8 @@ struct af_link {
 /* Bits of af_session.flags */
 enum {
 	AF_CLOSED,	/* the fork parks no more: done or failed */
-	AF_FORKED,	/* fork done: dup_mmap()'s own TLB flush is over */
+	AF_FORKED,	/* the fork succeeded */
+	AF_FLUSHED,	/* dup_mmap() is over, and with it its TLB flush */
 	AF_SYNCED,	/* no CPU can still use a parked table */
 	AF_ABORTED,	/* re-attach, do not copy */
 	AF_KILLED,	/* SIGKILL was sent to the child */
@@ -260,6 +261,16 @@ void af_stats_parent_pull(struct af_session *s, unsigned long addr,
 void af_stats_fill(struct asyncfork_stats *st);
 void af_stats_recent(struct asyncfork_recent *recent);
 void af_session_report(struct af_session *s, struct asyncfork_report *rep);
+
+/* fault.c; compiled out unless built with AF_FAULTS=1 */
+#ifdef AF_FAULTS
+bool af_fault(void);
+#else
+static inline bool af_fault(void)
+{
+	return false;
+}
+#endif
 
 /* main.c */
 extern bool af_enabled;
