@@ -38,9 +38,13 @@ struct af_tramp {
 	struct list_head mmlist;	/* makes dst.mm.mmlist non-empty */
 };
 
+/* Trampolines that are not in use. */
 static LIST_HEAD(idle);
-static DEFINE_SPINLOCK(idle_lock);
+static unsigned int nr_idle;
+static DEFINE_SPINLOCK(idle_lock);	/* guards idle and nr_idle */
 static DECLARE_WAIT_QUEUE_HEAD(idle_wait);
+
+#define MAX_IDLE	4
 
 /* For page_try_dup_anon_rmap(): an mm that never had a page pinned. */
 static struct mm_struct unpinned_mm;
@@ -108,30 +112,98 @@ static struct af_tramp *tramp_try_get(void)
 
 	spin_lock(&idle_lock);
 	t = list_first_entry_or_null(&idle, struct af_tramp, node);
-	if (t)
+	if (t) {
 		list_del(&t->node);
+		nr_idle--;
+	}
 	spin_unlock(&idle_lock);
 	return t;
 }
 
+static void *zeroed_page(void)
+{
+	return (void *)get_zeroed_page(GFP_KERNEL | __GFP_NOWARN);
+}
+
+static void tree_exit(struct tree *t)
+{
+	free_page((unsigned long)t->pgd);
+	free_page((unsigned long)t->p4d);
+	free_page((unsigned long)t->pud);
+	free_page((unsigned long)t->pmd);
+	af_rss_destroy(&t->mm);
+}
+
+static int tree_init(struct tree *t)
+{
+	t->pgd = zeroed_page();
+	t->p4d = zeroed_page();
+	t->pud = zeroed_page();
+	t->pmd = zeroed_page();
+	if (!t->pgd || !t->p4d || !t->pud || !t->pmd)
+		return -ENOMEM;
+
+	t->mm.pgd = t->pgd;
+	atomic_set(&t->mm.mm_users, 1);
+	atomic_set(&t->mm.mm_count, 1);
+	mmap_init_lock(&t->mm);
+	spin_lock_init(&t->mm.page_table_lock);
+	seqcount_init(&t->mm.write_protect_seq);
+	INIT_LIST_HEAD(&t->mm.mmlist);
+	return af_rss_init(&t->mm);
+}
+
+static void tramp_free(struct af_tramp *t)
+{
+	tree_exit(&t->src);
+	tree_exit(&t->dst);
+	kfree(t);
+}
+
+static struct af_tramp *tramp_alloc(void)
+{
+	struct af_tramp *t = kzalloc(sizeof(*t), GFP_KERNEL | __GFP_NOWARN);
+
+	if (!t)
+		return NULL;
+	if (tree_init(&t->src) || tree_init(&t->dst)) {
+		tramp_free(t);
+		return NULL;
+	}
+	/* The copy would put a list_empty() mm on the parent's mmlist. */
+	INIT_LIST_HEAD(&t->mmlist);
+	list_add(&t->dst.mm.mmlist, &t->mmlist);
+	return t;
+}
+
 /*
- * Waiting while BUSY is safe: whoever has a trampoline only copies, it takes
- * no chunk.
+ * The chunk is BUSY: no reclaim. Without memory wait for a trampoline to come
+ * back; whoever has one only copies, it takes no chunk.
  */
 static struct af_tramp *tramp_get(void)
 {
-	struct af_tramp *t;
+	struct af_tramp *t = tramp_try_get();
 
-	wait_event(idle_wait, (t = tramp_try_get()));
+	if (!t && !af_fault())
+		t = tramp_alloc();
+	if (!t)
+		wait_event(idle_wait, (t = tramp_try_get()));
 	return t;
 }
 
 static void tramp_put(struct af_tramp *t)
 {
 	spin_lock(&idle_lock);
-	list_add(&t->node, &idle);
+	if (nr_idle < MAX_IDLE) {
+		list_add(&t->node, &idle);
+		nr_idle++;
+		t = NULL;
+	}
 	spin_unlock(&idle_lock);
-	wake_up(&idle_wait);
+	if (t)
+		tramp_free(t);
+	else
+		wake_up(&idle_wait);
 }
 
 /*
@@ -172,7 +244,9 @@ static void part_init(struct vm_area_struct *vma, const struct af_range *r,
 	vma->vm_end = end;
 	vma->vm_page_prot = r->prot;
 	vma->vm_flags = flags;
-	vma->vm_pgoff = r->pgoff + ((start - r->vm_start) >> PAGE_SHIFT);
+	/* A partial chunk may start below the VMA. */
+	vma->vm_pgoff = r->pgoff + (start >> PAGE_SHIFT) -
+			(r->vm_start >> PAGE_SHIFT);
 	vma->anon_vma = r->anon_vma;
 }
 
@@ -196,7 +270,7 @@ static void mmlist_add(struct mm_struct *child, struct mm_struct *parent)
  * @saved: PMD of the parked table
  * @table: the child's new table, not published yet
  *
- * Context: sleeps, but never reclaims: a waiter for this chunk may hold an
+ * Context: may sleep, but never reclaims: a waiter for this chunk may hold an
  * anon_vma lock.
  * Return: 0 or -ENOMEM; then the copy is partial and the session must abort.
  */
@@ -206,9 +280,9 @@ int af_copy_odd(struct af_session *s, const struct af_range *r,
 {
 	unsigned long start = addr + first * PAGE_SIZE, end = addr + PMD_SIZE;
 	struct mm_struct *child = af_mm(s, AF_CHILD);
-	struct vm_area_struct src, dst;
+	unsigned int noreclaim = memalloc_noreclaim_save();
 	struct af_tramp *t = tramp_get();
-	unsigned int noreclaim;
+	struct vm_area_struct src, dst;
 	int ret, member;
 	long n;
 
@@ -217,12 +291,10 @@ int af_copy_odd(struct af_session *s, const struct af_range *r,
 	part_init(&src, r, &t->src.mm, r->src_flags, start, end);
 	part_init(&dst, r, &t->dst.mm, r->dst_flags, start, end);
 
-	noreclaim = memalloc_noreclaim_save();
 	mmap_write_lock(&t->src.mm);
 	ret = af_fault() ? -ENOMEM :
 			   static_call(af_copy_page_range)(&dst, &src);
 	mmap_write_unlock(&t->src.mm);
-	memalloc_noreclaim_restore(noreclaim);
 
 	for (member = 0; member < NR_MM_COUNTERS; member++) {
 		n = af_rss_take(&t->dst.mm, member);
@@ -234,82 +306,24 @@ int af_copy_odd(struct af_session *s, const struct af_range *r,
 	tree_clear(&t->src, addr);
 	tree_clear(&t->dst, addr);
 	tramp_put(t);
+	memalloc_noreclaim_restore(noreclaim);
 	af_count_add(s, AF_N_ODD, 1);
 	return ret;
 }
 
-static void *zeroed_page(void)
+/* At least one trampoline at any time: a wait for one comes to an end. */
+int af_copy_init(void)
 {
-	return (void *)get_zeroed_page(GFP_KERNEL);
-}
-
-static void tree_exit(struct tree *t)
-{
-	free_page((unsigned long)t->pgd);
-	free_page((unsigned long)t->p4d);
-	free_page((unsigned long)t->pud);
-	free_page((unsigned long)t->pmd);
-	af_rss_destroy(&t->mm);
-}
-
-static int tree_init(struct tree *t)
-{
-	t->pgd = zeroed_page();
-	t->p4d = zeroed_page();
-	t->pud = zeroed_page();
-	t->pmd = zeroed_page();
-	if (!t->pgd || !t->p4d || !t->pud || !t->pmd)
-		return -ENOMEM;
-
-	t->mm.pgd = t->pgd;
-	atomic_set(&t->mm.mm_users, 1);
-	atomic_set(&t->mm.mm_count, 1);
-	mmap_init_lock(&t->mm);
-	spin_lock_init(&t->mm.page_table_lock);
-	seqcount_init(&t->mm.write_protect_seq);
-	INIT_LIST_HEAD(&t->mm.mmlist);
-	return af_rss_init(&t->mm);
-}
-
-static void tramp_free(struct af_tramp *t)
-{
-	tree_exit(&t->src);
-	tree_exit(&t->dst);
-	kfree(t);
-}
-
-static int tramp_alloc(void)
-{
-	struct af_tramp *t = kzalloc(sizeof(*t), GFP_KERNEL);
+	struct af_tramp *t = tramp_alloc();
 
 	if (!t)
 		return -ENOMEM;
-	if (tree_init(&t->src) || tree_init(&t->dst)) {
-		tramp_free(t);
-		return -ENOMEM;
-	}
-	/* The copy would put a list_empty() mm on the parent's mmlist. */
-	INIT_LIST_HEAD(&t->mmlist);
-	list_add(&t->dst.mm.mmlist, &t->mmlist);
 	tramp_put(t);
-	return 0;
-}
-
-/* Trampolines: one for each CPU that may copy, within reason. */
-int af_copy_init(void)
-{
-	unsigned int n = clamp(num_online_cpus(), 2U, 8U);
-	int ret = 0;
 
 	seqcount_init(&unpinned_mm.write_protect_seq);
 	/* Always inside a write section, as a copy expects it. */
 	raw_write_seqcount_begin(&unpinned_mm.write_protect_seq);
-
-	while (n-- && !ret)
-		ret = tramp_alloc();
-	if (ret)
-		af_copy_exit();
-	return ret;
+	return 0;
 }
 
 void af_copy_exit(void)

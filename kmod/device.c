@@ -3,8 +3,7 @@
  * The device: arm a thread's next fork, report on it
  *
  * An armed thread is found by its task in a hash; the fork takes it out (ARM is
- * one-shot). A descriptor that is closed, by any process that shares it or by
- * its armed thread alone, disarms.
+ * one-shot). The armed thread's close disarms, and so does the last one.
  */
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -13,6 +12,7 @@
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
+#include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
@@ -26,8 +26,9 @@
  * @node: in the hash of armed threads
  * @task: armed thread, referenced; NULL: not armed
  * @arm: what it asked for
+ * @exec_id: its program: ARM does not outlive an exec
  * @lock: guards @session and @report
- * @session: last session, referenced
+ * @session: last session, pinned
  * @report: of a fork without a session
  */
 struct af_file {
@@ -35,6 +36,7 @@ struct af_file {
 	struct hlist_node node;
 	struct task_struct *task;
 	struct asyncfork_arm arm;
+	u32 exec_id;
 	/* Guards session and report. */
 	spinlock_t lock;
 	struct af_session *session;
@@ -49,7 +51,7 @@ static void file_free(struct kref *ref)
 	struct af_file *f = container_of(ref, struct af_file, ref);
 
 	if (f->session)
-		af_session_put(f->session);
+		af_session_unpin(f->session);
 	kfree(f);
 }
 
@@ -79,12 +81,36 @@ static struct af_file *armed_take(struct asyncfork_arm *arm)
 	spin_lock(&armed_lock);
 	f = armed_find(current);
 	if (f) {
-		*arm = f->arm;
-		kref_get(&f->ref);
 		armed_del(f);
+		if (f->exec_id == current->self_exec_id)
+			kref_get(&f->ref);
+		else
+			f = NULL;
 	}
+	if (f)
+		*arm = f->arm;
 	spin_unlock(&armed_lock);
 	return f;
+}
+
+/*
+ * Is the mm shared with another process (CLONE_VM without CLONE_THREAD)? Then
+ * it could fork while this one is being dumped. Its users are often threads and
+ * nothing else; somebody may also look at it through /proc.
+ */
+static bool mm_is_shared(struct mm_struct *mm)
+{
+	struct task_struct *p, *t;
+	bool shared = false;
+
+	if (atomic_read(&mm->mm_users) <= get_nr_threads(current))
+		return false;
+
+	rcu_read_lock();
+	for_each_process_thread(p, t)
+		shared |= READ_ONCE(t->mm) == mm && !same_thread_group(t, current);
+	rcu_read_unlock();
+	return shared;
 }
 
 static enum asyncfork_reason stock_reason(struct mm_struct *mm,
@@ -100,6 +126,8 @@ static enum asyncfork_reason stock_reason(struct mm_struct *mm,
 		return ASYNCFORK_REASON_PINNED;
 	if (mm_has_notifiers(mm))
 		return ASYNCFORK_REASON_NOTIFIER;
+	if (mm_is_shared(mm))
+		return ASYNCFORK_REASON_SHARED;
 	return ASYNCFORK_REASON_NONE;
 }
 
@@ -155,14 +183,14 @@ void af_device_fork(struct mm_struct *parent, struct mm_struct *child)
 		af_stats_outcome(ASYNCFORK_OUTCOME_STOCK, reason);
 	}
 
-	/* The session's reference goes to the descriptor. */
+	/* The pin goes to the descriptor. */
 	spin_lock(&f->lock);
 	old = f->session;
 	f->session = s;
 	f->report = report;
 	spin_unlock(&f->lock);
 	if (old)
-		af_session_put(old);
+		af_session_unpin(old);
 	kref_put(&f->ref, file_free);
 }
 
@@ -231,6 +259,7 @@ static long ioctl_arm(struct af_file *f, void __user *arg)
 	} else {
 		f->arm = arm;
 		f->task = get_task_struct(current);
+		f->exec_id = current->self_exec_id;
 		hash_add(armed, &f->node, (unsigned long)current);
 		af_active_inc();
 	}
@@ -249,12 +278,12 @@ static long ioctl_report(struct af_file *f, void __user *arg)
 	report = f->report;
 	s = f->session;
 	if (s)
-		af_session_hold(s);
+		af_session_pin(s);
 	spin_unlock(&f->lock);
 
 	if (s) {
 		af_session_report(s, &report);
-		af_session_put(s);
+		af_session_unpin(s);
 	}
 	return copy_to_user(arg, &report, sizeof(report)) ? -EFAULT : 0;
 }

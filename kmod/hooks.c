@@ -4,7 +4,8 @@
  *
  * Each hook runs before its function, in the caller's context, and may sleep.
  * Invariant: when the function goes on, no chunk of its range is parked, and
- * the locks its caller holds keep a fork from parking it again.
+ * no fork can park it again: the caller holds mmap_lock or the anon_vma root
+ * lock, or nobody else has this mm (exit, core dump), or a guard (uffd.c).
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -107,7 +108,7 @@ void af_hook_exit_mmap(struct mm_struct *mm)
 	s = af_session_find(mm, AF_CHILD, false);
 	if (s) {
 		if (test_bit(AF_CLOSED, &s->flags))
-			af_session_abort(s, false);
+			af_session_abort(s);
 		else
 			af_session_failed(s);
 		af_session_put(s);
@@ -153,7 +154,10 @@ void af_hook_remove_migration_pte(struct folio *folio,
 	memalloc_noreclaim_restore(noreclaim);
 }
 
-/* FOLL_DUMP takes an empty PMD for a hole, without a fault. */
+/*
+ * FOLL_DUMP takes an empty PMD for a hole, without a fault. The other threads
+ * are stopped, and an mm that other processes share is never parked.
+ */
 void af_hook_get_dump_page(unsigned long addr)
 {
 	af_hook_sync(current->mm, addr, addr + 1, ASYNCFORK_HOOK_DUMP);
@@ -203,7 +207,8 @@ static int hook_attach(struct hook *h)
 
 	ret = af_ftrace_attach(&h->ops, h->ip, (unsigned long)h->tramp);
 	if (ret == -EBUSY)
-		pr_err("%s belongs to a livepatch or a BPF program\n", h->name);
+		pr_err("%s is taken by a livepatch or BPF, or kernel.ftrace_enabled is 0\n",
+		       h->name);
 	else if (ret)
 		pr_err("cannot hook %s: error %d\n", h->name, ret);
 	if (ret)

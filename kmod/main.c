@@ -32,6 +32,10 @@ unsigned int af_max_helpers = AF_MAX_HELPERS;
 module_param_named(max_helpers, af_max_helpers, uint, 0644);
 MODULE_PARM_DESC(max_helpers, "helper threads that one fork may ask for (up to 8)");
 
+unsigned int af_pull_after = 30;
+module_param_named(pull_after, af_pull_after, uint, 0644);
+MODULE_PARM_DESC(pull_after, "seconds after which a worker pulls what the child has not; 0: never");
+
 static bool allow_untested;
 module_param(allow_untested, bool, 0444);
 MODULE_PARM_DESC(allow_untested, "1: load on a kernel that the test suite has not passed on");
@@ -107,7 +111,7 @@ exit_copy:
 	return ret;
 }
 
-/* Sessions and open descriptors hold the module: there are none here. */
+/* Sessions, open descriptors and userfaultfd ioctls hold the module. */
 static void __exit af_exit(void)
 {
 	af_device_exit();

@@ -6,6 +6,7 @@
  * parked chunk costs one load and two stores; neither its PTEs nor any struct
  * page is touched. What cannot be parked goes to the original function.
  */
+#include <linux/bits.h>
 #include <linux/mm.h>
 #include <linux/rmap.h>
 #include <linux/slab.h>
@@ -20,6 +21,8 @@
 	 VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR | VM_MERGEABLE |	\
 	 VM_WIPEONFORK | VM_DONTCOPY | VM_GROWSDOWN |			\
 	 AF_VM_INELIGIBLE_COMPAT)
+
+#define MAX_BLOCKS	(BIT(47) >> PUD_SHIFT)
 
 static bool vma_eligible(struct vm_area_struct *dst, struct vm_area_struct *src)
 {
@@ -118,7 +121,10 @@ static struct af_range *range_alloc(struct af_session *s,
 	unsigned long addr, next, n;
 	struct af_range *r;
 
-	r = af_fault() ? NULL : kvzalloc(struct_size(r, block, nr), GFP_KERNEL);
+	/* More than 128 TiB: not worth a directory of that size. */
+	if (nr > MAX_BLOCKS || af_fault())
+		return NULL;
+	r = kvzalloc(struct_size(r, block, nr), GFP_KERNEL_ACCOUNT);
 	if (!r)
 		return NULL;
 	s->meta_bytes += struct_size(r, block, nr);
@@ -135,16 +141,16 @@ static struct af_range *range_alloc(struct af_session *s,
 
 	for (addr = start; addr < end; addr = next) {
 		next = next_pud(addr, end);
+		cond_resched();
 		if (!pmd_table(src->vm_mm, addr))
 			continue;
 		n = (next - addr) >> PMD_SHIFT;
 		r->block[(addr >> PUD_SHIFT) - (start >> PUD_SHIFT)] =
-			kcalloc(n, sizeof(unsigned long), GFP_KERNEL);
+			kcalloc(n, sizeof(unsigned long), GFP_KERNEL_ACCOUNT);
 		if (!af_range_word(r, addr) || af_fault() ||
 		    !child_tables(dst->vm_mm, addr))
 			goto free;
 		s->meta_bytes += n * sizeof(unsigned long);
-		cond_resched();
 	}
 	return r;
 
@@ -164,7 +170,8 @@ static bool range_add(struct af_session *s, struct af_range *r)
 	if (!old || old->nr == old->max) {
 		max = old ? 2 * old->max : 16;
 		rs = af_fault() ? NULL :
-			kvzalloc(struct_size(rs, range, max), GFP_KERNEL);
+			kvzalloc(struct_size(rs, range, max),
+				 GFP_KERNEL_ACCOUNT);
 		if (!rs)
 			return false;
 		rs->max = max;
@@ -289,6 +296,8 @@ static long copy_rest(struct af_session *s, struct vm_area_struct *dst,
 	for (addr = r->start; addr < r->end; addr = next) {
 		word = af_range_word(r, addr);
 		next = word ? addr + PMD_SIZE : next_pud(addr, r->end);
+		if (!word || !(addr & ~PUD_MASK))
+			cond_resched();
 		if (word && READ_ONCE(*word) == AF_WORD_NONE) {
 			pmd = pmd_table(src->vm_mm, addr);
 			if (!pmd_none(*pmd)) {

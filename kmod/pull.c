@@ -51,7 +51,7 @@ void af_reserve_fill(struct af_session *s)
 	unsigned int i;
 
 	for (i = 0; i < AF_RESERVE && !af_fault(); i++)
-		s->reserve[i] = static_call(af_pte_alloc_one)(current->mm);
+		s->reserve[i] = af_pte_alloc(current->mm);
 }
 
 void af_reserve_free(struct af_session *s)
@@ -75,13 +75,30 @@ static pgtable_t reserve_take(struct af_session *s)
 	return table;
 }
 
-/* A PTE table for the child. May sleep, and reclaim if the caller may. */
+static bool current_is(const struct af_session *s, enum af_role role)
+{
+	return current->mm == af_mm(s, role);
+}
+
+/*
+ * A PTE table for the child, charged to its memcg if an outsider pulls. May
+ * sleep, and reclaim if the caller may.
+ */
 static pgtable_t table_get(struct af_session *s)
 {
+	struct mem_cgroup *memcg = NULL, *old;
 	pgtable_t table = NULL;
 
+	if (!current_is(s, AF_PARENT) && !current_is(s, AF_CHILD)) {
+		memcg = get_mem_cgroup_from_mm(af_mm(s, AF_CHILD));
+		old = set_active_memcg(memcg);
+	}
 	if (!af_fault())
-		table = static_call(af_pte_alloc_one)(af_mm(s, AF_CHILD));
+		table = af_pte_alloc(af_mm(s, AF_CHILD));
+	if (memcg) {
+		set_active_memcg(old);
+		mem_cgroup_put(memcg);
+	}
 	return table ?: reserve_take(s);
 }
 
@@ -222,8 +239,12 @@ static void attach(struct af_session *s, enum af_role role,
 	if (partial && free)
 		return;
 	af_switch_off("page table slot of a parked chunk was not empty", addr);
+	if (free)
+		return;
 	/* Memory would be lost: better no process than a wrong one. */
-	if (!free)
+	if (role == AF_CHILD)
+		af_session_doom(s);
+	else
 		kill_mm(mm);
 }
 
@@ -233,30 +254,30 @@ static void count_pull(struct af_session *s, enum asyncfork_hook hook)
 
 	if (hook == ASYNCFORK_HOOK_HELPER)
 		by = AF_N_BY_HELPER;
-	else if (current->mm == af_mm(s, AF_CHILD))
+	else if (current_is(s, AF_CHILD))
 		by = AF_N_BY_CHILD;
-	else if (current->mm == af_mm(s, AF_PARENT))
+	else if (current_is(s, AF_PARENT))
 		by = AF_N_BY_PARENT;
 	af_count_add(s, by, 1);
 	af_count_add(s, AF_N_PULLS + hook, 1);
 }
 
 /* BUSY is ours; preemption is off and stays so unless the chunk is odd. */
-static int copy_chunk(struct af_session *s, const struct af_range *r,
-		      unsigned long addr, pmd_t saved, pgtable_t table)
+static void copy_chunk(struct af_session *s, const struct af_range *r,
+		       unsigned long addr, pmd_t saved, pgtable_t table)
 {
 	unsigned int i;
-	int ret = 0;
 
 	i = af_copy_plain(af_mm(s, AF_CHILD), saved, table, addr);
 	if (i < PTRS_PER_PTE) {
 		preempt_enable();
-		ret = af_copy_odd(s, r, addr, i, saved, table);
+		/* Before the chunk is DONE; the rest is re-attached later. */
+		if (af_copy_odd(s, r, addr, i, saved, table))
+			af_session_doom(s);
 		preempt_disable();
 	}
 	/* Even a partial copy: exit_mmap() of the killed child drops it. */
 	attach(s, AF_CHILD, r, addr, table, af_table_entry(table));
-	return ret;
 }
 
 /*
@@ -271,7 +292,6 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 	unsigned long val;
 	bool copy;
 	pmd_t saved;
-	int ret = 0;
 
 	for (;;) {
 		/* Pairs with set_done(). */
@@ -286,11 +306,13 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 		copy = !test_bit(AF_ABORTED, &s->flags);
 		if (copy && !table) {
 			table = table_get(s);
-			if (!table) {
+			if (!table && READ_ONCE(*word) == val) {
 				/* Puts this chunk back, too. */
-				af_session_abort(s, true);
-				goto out;
+				af_session_doom(s);
+				af_session_abort(s);
 			}
+			if (!table)
+				continue;
 		}
 		if (copy)
 			sync_cpus(s);
@@ -304,7 +326,7 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 	/* An abort waits for BUSY chunks, so this one may still be copied. */
 	saved = __pmd(val);
 	if (copy) {
-		ret = copy_chunk(s, r, addr, saved, table);
+		copy_chunk(s, r, addr, saved, table);
 		table = NULL;
 		count_pull(s, hook);
 	} else {
@@ -315,8 +337,6 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 	set_done(word);
 	preempt_enable();
 	af_session_chunk_done(s);
-	if (ret)
-		af_session_abort(s, true);
 out:
 	if (table)
 		af_pte_free(af_mm(s, AF_CHILD), table);
@@ -371,7 +391,8 @@ static struct af_range *range_at(struct af_session *s, unsigned long addr)
 /* Parked now or being pulled? */
 static bool word_pending(unsigned long *word)
 {
-	unsigned long val = READ_ONCE(*word);
+	/* Pairs with set_done(). */
+	unsigned long val = smp_load_acquire(word);
 
 	return val != AF_WORD_NONE && val != AF_WORD_DONE;
 }
@@ -388,7 +409,7 @@ static bool word_pending(unsigned long *word)
 void af_pull_range(struct af_session *s, unsigned long start,
 		   unsigned long end, enum asyncfork_hook hook)
 {
-	bool parent = current->mm == af_mm(s, AF_PARENT);
+	bool parent = current_is(s, AF_PARENT);
 	bool child = hook == ASYNCFORK_HOOK_CHILD;
 	unsigned long addr = start, stop;
 	unsigned long *word;
@@ -404,10 +425,12 @@ void af_pull_range(struct af_session *s, unsigned long start,
 			/* A dying child needs no image. */
 			if (child && fatal_signal_pending(current) &&
 			    !test_bit(AF_ABORTED, &s->flags)) {
-				af_session_abort(s, false);
+				af_session_abort(s);
 				return;
 			}
 			word = af_range_word(r, addr);
+			if (!word || !(addr & ~PUD_MASK))
+				cond_resched();
 			if (!word) {
 				addr = (addr & PUD_MASK) + PUD_SIZE;
 				continue;
@@ -451,32 +474,30 @@ void af_sync_range(struct mm_struct *mm, unsigned long start,
 /* The child's task work: before user mode, or in do_exit() after exit_mm(). */
 void af_pull_child(struct af_session *s)
 {
-	if (current->flags & PF_EXITING)
-		af_session_abort(s, false);
-	else
-		af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD);
+	if (current->flags & PF_EXITING) {
+		af_session_abort(s);
+		return;
+	}
+	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD);
+	/* After the last chunk; pairs with set_done(), see af_session_doom(). */
+	smp_rmb();
+	if (test_bit(AF_ABORTED, &s->flags))
+		send_sig(SIGKILL, current, 1);
 }
 
 /* Helper @nr of n starts (nr + 1) / (n + 1) of the way; chunks met are DONE. */
 void af_pull_helper(struct af_session *s, unsigned int nr)
 {
+	/* The fork is over: nobody replaces s->ranges. */
 	struct af_ranges *rs = rcu_dereference_protected(s->ranges, true);
-	struct mem_cgroup *memcg, *old;
-	struct af_range *last, *r;
+	struct af_range *last = rs->range[rs->nr - 1], *r;
 	unsigned long i, target;
 
-	/* The fork is over: nobody replaces s->ranges. */
-	last = rs->range[rs->nr - 1];
 	target = (last->first + ((last->end - last->start) >> PMD_SHIFT)) *
 		 (nr + 1) / (s->helpers + 1);
 	for (i = 0; i + 1 < rs->nr && rs->range[i + 1]->first <= target; i++)
 		;
 	r = rs->range[i];
-
-	memcg = get_mem_cgroup_from_mm(af_mm(s, AF_CHILD));
-	old = set_active_memcg(memcg);
 	af_pull_range(s, r->start + ((target - r->first) << PMD_SHIFT),
 		      ULONG_MAX, ASYNCFORK_HOOK_HELPER);
-	set_active_memcg(old);
-	mem_cgroup_put(memcg);
 }

@@ -4,7 +4,8 @@
  * an RCU hash of mms, finished when its last chunk is DONE
  *
  * A session holds mm_count of both mms, never mm_users: it must not keep a
- * dead process's memory. It holds the module.
+ * dead process's memory. Its users hold the module. A descriptor that reports
+ * on it pins the struct only.
  */
 #include <linux/hash.h>
 #include <linux/module.h>
@@ -63,20 +64,32 @@ static void session_free(struct work_struct *work)
 		put_task_struct(s->task);
 	mmdrop(af_mm(s, AF_CHILD));
 	mmdrop(af_mm(s, AF_PARENT));
-	kfree_rcu(s, rcu);
+	af_session_unpin(s);
 	module_put(THIS_MODULE);
 }
 
-void af_session_hold(struct af_session *s)
+static void session_hold(struct af_session *s)
 {
-	refcount_inc(&s->ref);
+	refcount_inc(&s->users);
 }
 
 /* Any context: the memory goes in a worker, mmdrop() may be heavy. */
 void af_session_put(struct af_session *s)
 {
-	if (refcount_dec_and_test(&s->ref))
+	if (refcount_dec_and_test(&s->users))
 		queue_work(wq, &s->free_work);
+}
+
+/* Keep the counters, for af_session_report(). */
+void af_session_pin(struct af_session *s)
+{
+	refcount_inc(&s->ref);
+}
+
+void af_session_unpin(struct af_session *s)
+{
+	if (refcount_dec_and_test(&s->ref))
+		kfree_rcu(s, rcu);
 }
 
 static void child_work(struct callback_head *work)
@@ -96,6 +109,16 @@ static void helper_work(struct work_struct *work)
 	af_session_put(h->session);
 }
 
+/* The child has not come to it: do not keep memory parked without bound. */
+static void timeout_work(struct work_struct *work)
+{
+	struct af_session *s = container_of(to_delayed_work(work),
+					    struct af_session, timeout);
+
+	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_HELPER);
+	af_session_put(s);
+}
+
 static void link_init(struct af_session *s, enum af_role role,
 		      struct mm_struct *mm)
 {
@@ -110,8 +133,8 @@ static void link_init(struct af_session *s, enum af_role role,
  * @child: mm being made
  * @helpers: helper threads to start when the fork is done
  *
- * Return: the session, referenced for the caller; -EMFILE: max_sessions;
- * -ENOMEM; -ENODEV: the module is on its way out.
+ * Return: the session, pinned for the caller; -EMFILE: max_sessions; -ENOMEM;
+ * -ENODEV: the module is on its way out.
  */
 struct af_session *af_session_create(struct mm_struct *parent,
 				     struct mm_struct *child,
@@ -125,14 +148,17 @@ struct af_session *af_session_create(struct mm_struct *parent,
 		return ERR_PTR(-ENODEV);
 
 	s = af_fault() ? NULL :
-			 kzalloc(struct_size(s, helper, helpers), GFP_KERNEL);
+			 kzalloc(struct_size(s, helper, helpers),
+				 GFP_KERNEL_ACCOUNT);
 	if (!s)
 		goto put_module;
 
-	/* One for the hash, one for the caller. */
+	/* The hash; the users, the caller. */
+	refcount_set(&s->users, 1);
 	refcount_set(&s->ref, 2);
 	spin_lock_init(&s->reserve_lock);
 	INIT_WORK(&s->free_work, session_free);
+	INIT_DELAYED_WORK(&s->timeout, timeout_work);
 	init_task_work(&s->child_work, child_work);
 	s->forker = current;
 	s->parent_pid = task_tgid_nr(current);
@@ -170,8 +196,8 @@ struct af_session *af_session_create(struct mm_struct *parent,
 drop_mms:
 	mmdrop(child);
 	mmdrop(parent);
-	af_reserve_free(s);
 free_session:
+	af_reserve_free(s);
 	kfree(s);
 put_module:
 	module_put(THIS_MODULE);
@@ -184,8 +210,9 @@ put_module:
  * @role: AF_PARENT or AF_CHILD
  * @parked_only: only if a chunk may still be parked
  *
- * At most one session a mm and role has parked chunks: the next fork pulls
- * those of the one before first.
+ * At most one session a mm and role has parked chunks: a fork first pulls
+ * those of the one before. That one may still count the chunk it has just
+ * done, but the newer session comes first in its bucket.
  *
  * Return: a referenced session or NULL.
  */
@@ -202,7 +229,7 @@ struct af_session *af_session_find(struct mm_struct *mm, enum af_role role,
 		s = container_of(l, struct af_session, link[role]);
 		if (parked_only && !atomic_long_read(&s->parked))
 			continue;
-		if (refcount_inc_not_zero(&s->ref)) {
+		if (refcount_inc_not_zero(&s->users)) {
 			found = s;
 			break;
 		}
@@ -226,6 +253,8 @@ static void try_finish(struct af_session *s)
 	af_stats_end(s);
 	spin_unlock(&hash_lock);
 
+	if (cancel_delayed_work(&s->timeout))
+		af_session_put(s);
 	af_active_dec();
 	af_session_put(s);
 }
@@ -248,10 +277,9 @@ static void session_close(struct af_session *s)
 
 static void kill_child(struct af_session *s)
 {
-	if (!test_and_set_bit(AF_KILLED, &s->flags)) {
-		send_sig(SIGKILL, s->task, 1);
+	send_sig(SIGKILL, s->task, 1);
+	if (!test_and_set_bit(AF_KILLED, &s->flags))
 		af_stats_killed();
-	}
 }
 
 /**
@@ -263,6 +291,7 @@ static void kill_child(struct af_session *s)
  */
 void af_session_forked(struct af_session *s, struct task_struct *child)
 {
+	unsigned long timeout;
 	unsigned int i;
 
 	s->child_pid = task_tgid_nr(child);
@@ -276,20 +305,25 @@ void af_session_forked(struct af_session *s, struct task_struct *child)
 
 	get_task_struct(child);
 	WRITE_ONCE(s->task, child);
-	/* Pairs with af_session_abort(): one of us sees the other. */
+	/* Pairs with af_session_doom(): one of us sees the other. */
 	smp_mb();
 	if (test_bit(AF_ABORTED, &s->flags))
 		kill_child(s);
 
-	af_session_hold(s);
+	session_hold(s);
 	/* Cannot fail: the child has not run, so it is not exiting. */
 	if (WARN_ON_ONCE(task_work_add(child, &s->child_work, TWA_RESUME))) {
 		af_session_put(s);
-		kill_child(s);
+		af_session_doom(s);
 	}
 	for (i = 0; i < s->helpers; i++) {
-		af_session_hold(s);
+		session_hold(s);
 		queue_work(wq, &s->helper[i].work);
+	}
+	timeout = READ_ONCE(af_pull_after);
+	if (timeout) {
+		session_hold(s);
+		queue_delayed_work(wq, &s->timeout, timeout * HZ);
 	}
 	session_close(s);
 }
@@ -298,27 +332,37 @@ void af_session_forked(struct af_session *s, struct task_struct *child)
 void af_session_failed(struct af_session *s)
 {
 	session_close(s);
-	if (!test_bit(AF_FINISHED, &s->flags))
-		af_session_abort(s, false);
+	af_session_abort(s);
+}
+
+/**
+ * af_session_doom - the child's image is lost, the child must not see it
+ * @s: session
+ *
+ * To be called before the first chunk that is DONE and not copied whole: the
+ * child looks at AF_ABORTED after its last chunk, so it cannot get to user
+ * mode even if the signal comes late.
+ *
+ * Context: any.
+ */
+void af_session_doom(struct af_session *s)
+{
+	set_bit(AF_ABORTED, &s->flags);
+	/* Pairs with af_session_forked(): one of us sees the other. */
+	smp_mb__after_atomic();
+	if (READ_ONCE(s->task))
+		kill_child(s);
 }
 
 /**
  * af_session_abort - give every parked chunk back uncopied
- * @s: session
- * @kill: the child lives and must not see its partial image
+ * @s: session whose child is doomed, dying, or never came to be
  *
  * Needs no memory. On return no chunk is parked or BUSY.
  */
-void af_session_abort(struct af_session *s, bool kill)
+void af_session_abort(struct af_session *s)
 {
-	struct task_struct *task;
-
-	if (!test_and_set_bit(AF_ABORTED, &s->flags) && kill) {
-		/* Implied full barrier: see af_session_forked(). */
-		task = READ_ONCE(s->task);
-		if (task)
-			kill_child(s);
-	}
+	set_bit(AF_ABORTED, &s->flags);
 	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD);
 }
 

@@ -114,7 +114,9 @@ struct af_helper {
 /**
  * struct af_session - one asynchronous fork
  * @link:	parent's and child's entry of the hash; each holds an mm_count
- * @ref:	hash, child's task work, helpers, descriptors, hooks at work
+ * @users:	hash, child's task work, helpers, timeout, hooks at work; the
+ *		last one frees all but this struct
+ * @ref:	this struct and its counters: the users together, descriptors
  * @flags:	AF_CLOSED ...
  * @parked:	chunks neither NONE nor DONE
  * @ranges:	side arrays
@@ -124,6 +126,7 @@ struct af_helper {
  */
 struct af_session {
 	struct af_link link[2];
+	refcount_t users;
 	refcount_t ref;
 	unsigned long flags;
 	atomic_long_t parked;
@@ -147,6 +150,7 @@ struct af_session {
 	atomic64_t parent_max_ns;
 
 	struct callback_head child_work;
+	struct delayed_work timeout;
 	struct work_struct free_work;
 	struct rcu_head rcu;
 	struct af_helper helper[];
@@ -198,10 +202,12 @@ struct af_session *af_session_find(struct mm_struct *mm, enum af_role role,
 				   bool parked_only);
 void af_session_forked(struct af_session *s, struct task_struct *child);
 void af_session_failed(struct af_session *s);
-void af_session_abort(struct af_session *s, bool kill);
+void af_session_doom(struct af_session *s);
+void af_session_abort(struct af_session *s);
 void af_session_chunk_done(struct af_session *s);
-void af_session_hold(struct af_session *s);
 void af_session_put(struct af_session *s);
+void af_session_pin(struct af_session *s);
+void af_session_unpin(struct af_session *s);
 unsigned int af_session_running(void);
 void af_session_each(void (*fn)(struct af_session *s, void *arg), void *arg);
 void af_active_inc(void);
@@ -277,6 +283,7 @@ extern bool af_enabled;
 extern bool af_park_partial;
 extern unsigned int af_max_sessions;
 extern unsigned int af_max_helpers;
+extern unsigned int af_pull_after;
 extern bool af_off;
 void af_switch_off(const char *why, unsigned long addr);
 

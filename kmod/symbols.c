@@ -23,7 +23,6 @@ DEFINE_STATIC_CALL_NULL(lookup_name, lookup_name_t);
 DEFINE_STATIC_CALL_NULL(lookup_size, lookup_size_t);
 
 DEFINE_STATIC_CALL_NULL(af_copy_page_range, copy_page_range);
-DEFINE_STATIC_CALL_NULL(af_pte_alloc_one, pte_alloc_one);
 DEFINE_STATIC_CALL_NULL(af_p4d_alloc, __p4d_alloc);
 DEFINE_STATIC_CALL_NULL(af_pud_alloc, __pud_alloc);
 DEFINE_STATIC_CALL_NULL(af_pmd_alloc, __pmd_alloc);
@@ -89,7 +88,6 @@ int af_symbols_init(void)
 
 	if (!RESOLVE(lookup_size, "kallsyms_lookup_size_offset") ||
 	    !RESOLVE(af_copy_page_range, "copy_page_range") ||
-	    !RESOLVE(af_pte_alloc_one, "pte_alloc_one") ||
 	    !RESOLVE(af_p4d_alloc, "__p4d_alloc") ||
 	    !RESOLVE(af_pud_alloc, "__pud_alloc") ||
 	    !RESOLVE(af_pmd_alloc, "__pmd_alloc") ||

@@ -15,7 +15,6 @@
 #include "compat/compat.h"
 
 DECLARE_STATIC_CALL(af_copy_page_range, copy_page_range);
-DECLARE_STATIC_CALL(af_pte_alloc_one, pte_alloc_one);
 DECLARE_STATIC_CALL(af_p4d_alloc, __p4d_alloc);
 DECLARE_STATIC_CALL(af_pud_alloc, __pud_alloc);
 DECLARE_STATIC_CALL(af_pmd_alloc, __pmd_alloc);

@@ -7,7 +7,7 @@
  * mmap_lock itself, so a fork could slip in between).
  */
 #include <linux/fs.h>
-#include <linux/list.h>
+#include <linux/hashtable.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
 #include <linux/spinlock.h>
@@ -18,25 +18,25 @@
 #include "symbols.h"
 
 struct guard {
-	struct list_head node;
+	struct hlist_node node;
 	struct mm_struct *mm;
 	struct task_struct *task;
 };
 
-static LIST_HEAD(guards);
-static DEFINE_SPINLOCK(guard_lock);
+static DEFINE_HASHTABLE(guards, 6);
+static DEFINE_SPINLOCK(guard_lock);	/* for the hash */
 
-/* Is this our own call of the original? */
-static bool is_nested(void)
+/* A guard of @mm, by @task or by anybody? */
+static bool guard_exists(struct mm_struct *mm, struct task_struct *task)
 {
 	struct guard *g;
-	bool nested = false;
+	bool found = false;
 
 	spin_lock(&guard_lock);
-	list_for_each_entry(g, &guards, node)
-		nested |= g->task == current;
+	hash_for_each_possible(guards, g, node, (unsigned long)mm)
+		found |= g->mm == mm && (!task || g->task == task);
 	spin_unlock(&guard_lock);
-	return nested;
+	return found;
 }
 
 /**
@@ -45,16 +45,9 @@ static bool is_nested(void)
  */
 bool af_uffd_guarded(struct mm_struct *mm)
 {
-	struct guard *g;
-	bool found = false;
-
 	/* Session first, then this look; the ioctl does it the other way. */
 	smp_mb();
-	spin_lock(&guard_lock);
-	list_for_each_entry(g, &guards, node)
-		found |= g->mm == mm;
-	spin_unlock(&guard_lock);
-	return found;
+	return guard_exists(mm, NULL);
 }
 
 static void sync_all(struct mm_struct *mm)
@@ -76,14 +69,15 @@ struct af_verdict af_hook_userfaultfd_ioctl(struct file *file, unsigned int cmd,
 	struct af_verdict v = { .skip = 0 };
 
 	/*
-	 * The original may sleep for long with our frame on the stack: hold
-	 * the module. If it is on its way out there are no sessions.
+	 * A guard of ours: this is the call below. Else hold the module, the
+	 * original may sleep for long with our frame on the stack. If it is on
+	 * its way out there are no sessions.
 	 */
-	if (is_nested() || !try_module_get(THIS_MODULE))
+	if (guard_exists(g.mm, current) || !try_module_get(THIS_MODULE))
 		return v;
 
 	spin_lock(&guard_lock);
-	list_add(&g.node, &guards);
+	hash_add(guards, &g.node, (unsigned long)g.mm);
 	spin_unlock(&guard_lock);
 	/* Guard first, then the look for sessions: see af_uffd_guarded(). */
 	smp_mb();
@@ -93,7 +87,7 @@ struct af_verdict af_hook_userfaultfd_ioctl(struct file *file, unsigned int cmd,
 	v.skip = 1;
 
 	spin_lock(&guard_lock);
-	list_del(&g.node);
+	hash_del(&g.node);
 	spin_unlock(&guard_lock);
 	module_put(THIS_MODULE);
 	return v;

@@ -87,6 +87,22 @@ static inline int af_dup_anon_rmap(struct page *page,
 	return page_try_dup_anon_rmap(page, false, src_vma);
 }
 
+/*
+ * Not pte_alloc_one(): it would rather call the OOM killer than fail, and the
+ * parent would be the victim. We have a reserve, and can give up.
+ */
+static inline pgtable_t af_pte_alloc(struct mm_struct *mm)
+{
+	struct page *page = alloc_page(GFP_PGTABLE_USER | __GFP_RETRY_MAYFAIL |
+				       __GFP_NOWARN);
+
+	if (page && !pgtable_pte_page_ctor(page)) {
+		__free_page(page);
+		page = NULL;
+	}
+	return page;
+}
+
 static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
 {
 	pte_free(mm, table);

@@ -3,6 +3,8 @@
  * The hooks of functions whose prototype differs between kernel versions:
  * they find mm and range in the arguments, the rest is the same for all.
  */
+#include <linux/sched/mm.h>
+
 #include "compat.h"
 #include "../hooks.h"
 #include "../session.h"
@@ -36,7 +38,17 @@ void af_hook_unmap_vmas(struct mmu_gather *tlb, struct maple_tree *mt,
 void af_hook_zap_page_range_single(struct vm_area_struct *vma,
 				   unsigned long addr, unsigned long size)
 {
+	unsigned int noreclaim = 0;
+
+	/*
+	 * A file's truncation holds i_mmap_rwsem, which reclaim takes. Such a
+	 * VMA is never parked, but a partial chunk may reach into it.
+	 */
+	if (!vma_is_anonymous(vma))
+		noreclaim = memalloc_noreclaim_save();
 	af_hook_sync(vma->vm_mm, addr, addr + size, ASYNCFORK_HOOK_ZAP);
+	if (!vma_is_anonymous(vma))
+		memalloc_noreclaim_restore(noreclaim);
 }
 
 void af_hook_change_protection(struct mmu_gather *tlb,

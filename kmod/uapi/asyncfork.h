@@ -36,6 +36,7 @@ enum asyncfork_reason {
 	ASYNCFORK_REASON_NO_MEMORY	= 7,	/* no memory for the session */
 	ASYNCFORK_REASON_LIMIT		= 8,	/* max_sessions reached */
 	ASYNCFORK_REASON_NOTHING	= 9,	/* no parkable chunk */
+	ASYNCFORK_REASON_SHARED		= 10,	/* mm shared with a process */
 };
 
 /* Life of a session: struct asyncfork_report.state. */
