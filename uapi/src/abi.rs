@@ -1,0 +1,548 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Structs, values and ioctl numbers, in the header's order.
+
+use core::ffi::CStr;
+
+use rustix::ioctl::{opcode, Opcode};
+
+/// ABI version this crate speaks; see [`Version::abi`].
+pub const ABI_VERSION: u32 = 1;
+/// Default path of the device.
+pub const DEVICE: &CStr = c"/dev/asyncfork";
+/// Length of the per-hook arrays: room for more hooks than [`Hook`] names.
+pub const HOOK_MAX: usize = 16;
+/// Length of [`Stats::stock_by_reason`].
+pub const REASON_SLOTS: usize = 16;
+/// Most entries that [`Recent`] holds.
+pub const RECENT_MAX: usize = 32;
+
+/// Type byte of every ioctl of the device.
+pub const IOC_MAGIC: u8 = 0xAF;
+/// Fills a [`Version`].
+pub const IOC_VERSION: Opcode = opcode::read::<Version>(IOC_MAGIC, 0);
+/// Takes an [`Arm`].
+pub const IOC_ARM: Opcode = opcode::write::<Arm>(IOC_MAGIC, 1);
+/// Fills a [`Report`].
+pub const IOC_REPORT: Opcode = opcode::read::<Report>(IOC_MAGIC, 2);
+/// Fills a [`Stats`].
+pub const IOC_STATS: Opcode = opcode::read::<Stats>(IOC_MAGIC, 3);
+/// Fills a [`Recent`].
+pub const IOC_RECENT: Opcode = opcode::read::<Recent>(IOC_MAGIC, 4);
+
+/// The header's numeric `#define`s and array bounds, by their C names.
+pub const CONSTANTS: &[(&str, u64)] = &[
+    ("ASYNCFORK_ABI_VERSION", ABI_VERSION as u64),
+    ("ASYNCFORK_HOOK_MAX", HOOK_MAX as u64),
+    ("ASYNCFORK_RECENT_MAX", RECENT_MAX as u64),
+    ("ASYNCFORK_IOC_MAGIC", IOC_MAGIC as u64),
+    ("ASYNCFORK_IOC_VERSION", IOC_VERSION as u64),
+    ("ASYNCFORK_IOC_ARM", IOC_ARM as u64),
+    ("ASYNCFORK_IOC_REPORT", IOC_REPORT as u64),
+    ("ASYNCFORK_IOC_STATS", IOC_STATS as u64),
+    ("ASYNCFORK_IOC_RECENT", IOC_RECENT as u64),
+];
+
+/// Declares one of the header's enums. Numbers that it does not name, such as
+/// those of a newer module, are kept in `Unknown`.
+macro_rules! abi_enum {
+    (
+        $(#[$meta:meta])*
+        pub enum $name:ident {
+            $( $(#[$vmeta:meta])* $variant:ident = $value:literal, $c_name:literal, $label:literal; )+
+        }
+    ) => {
+        $(#[$meta])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $( $(#[$vmeta])* $variant, )+
+            /// A number that this version of the crate does not know.
+            Unknown(u32),
+        }
+
+        impl $name {
+            /// The known variants, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$( Self::$variant, )+];
+            /// The C names and their numbers.
+            pub const VALUES: &'static [(&'static str, u32)] = &[$( ($c_name, $value), )+];
+
+            /// Converts a number from the kernel; never fails.
+            pub const fn from_raw(raw: u32) -> Self {
+                match raw {
+                    $( $value => Self::$variant, )+
+                    other => Self::Unknown(other),
+                }
+            }
+
+            /// The number as the kernel knows it.
+            pub const fn raw(self) -> u32 {
+                match self {
+                    $( Self::$variant => $value, )+
+                    Self::Unknown(raw) => raw,
+                }
+            }
+
+            /// Short lower-case name for logs and metrics.
+            pub const fn label(self) -> &'static str {
+                match self {
+                    $( Self::$variant => $label, )+
+                    Self::Unknown(_) => "unknown",
+                }
+            }
+        }
+
+        impl core::fmt::Display for $name {
+            fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+                match self {
+                    Self::Unknown(raw) => write!(f, "unknown({raw})"),
+                    known => f.write_str(known.label()),
+                }
+            }
+        }
+    };
+}
+
+abi_enum! {
+    /// What became of a fork.
+    pub enum Outcome {
+        /// No fork consumed the ARM.
+        None = 0, "ASYNCFORK_OUTCOME_NONE", "none";
+        /// At least one chunk was parked.
+        Async = 1, "ASYNCFORK_OUTCOME_ASYNC", "async";
+        /// The kernel's own copy; the [`Reason`] says why.
+        Stock = 2, "ASYNCFORK_OUTCOME_STOCK", "stock";
+        /// `fork()` itself failed.
+        Failed = 3, "ASYNCFORK_OUTCOME_FAILED", "failed";
+    }
+}
+
+abi_enum! {
+    /// Why a fork was stock.
+    pub enum Reason {
+        /// No reason given.
+        None = 0, "ASYNCFORK_REASON_NONE", "none";
+        /// The module parameter `enabled` is 0.
+        Disabled = 1, "ASYNCFORK_REASON_DISABLED", "disabled";
+        /// The module switched itself off after an inconsistency.
+        SwitchedOff = 2, "ASYNCFORK_REASON_SWITCHED_OFF", "switched_off";
+        /// The process is below [`Arm::min_rss`].
+        MinRss = 3, "ASYNCFORK_REASON_MIN_RSS", "min_rss";
+        /// The memory has or had pinned pages.
+        Pinned = 4, "ASYNCFORK_REASON_PINNED", "pinned";
+        /// The memory has mmu notifiers.
+        Notifier = 5, "ASYNCFORK_REASON_NOTIFIER", "notifier";
+        /// A userfaultfd ioctl was under way.
+        Uffd = 6, "ASYNCFORK_REASON_UFFD", "uffd";
+        /// No kernel memory for the session.
+        NoMemory = 7, "ASYNCFORK_REASON_NO_MEMORY", "no_memory";
+        /// As many sessions run as the module allows.
+        Limit = 8, "ASYNCFORK_REASON_LIMIT", "limit";
+        /// No chunk that may be parked.
+        Nothing = 9, "ASYNCFORK_REASON_NOTHING", "nothing";
+        /// The memory is shared with another process.
+        Shared = 10, "ASYNCFORK_REASON_SHARED", "shared";
+    }
+}
+
+impl Reason {
+    /// One sentence for an operator: what it means and what helps.
+    pub const fn explain(self) -> &'static str {
+        match self {
+            Self::None => "the module gave no reason",
+            Self::Disabled => "the module is disabled (module parameter enabled=0)",
+            Self::SwitchedOff => {
+                "the module switched itself off after an inconsistency; see the kernel log"
+            }
+            Self::MinRss => "the process is smaller than the minimum resident size",
+            Self::Pinned => {
+                "the process has or had pinned pages (RDMA, io_uring buffers, O_DIRECT, vfio)"
+            }
+            Self::Notifier => "the process has mmu notifiers (KVM, RDMA or a GPU driver)",
+            Self::Uffd => "a userfaultfd ioctl was under way",
+            Self::NoMemory => "no kernel memory for the session",
+            Self::Limit => {
+                "too many sessions at once; raise the module's limit if that is normal here"
+            }
+            Self::Nothing => "no chunk of the memory can be parked",
+            Self::Shared => "another process shares the memory (CLONE_VM, vfork)",
+            Self::Unknown(_) => "for a reason that this library does not know; update it",
+        }
+    }
+}
+
+abi_enum! {
+    /// Life of a session.
+    pub enum State {
+        /// Never had a session.
+        None = 0, "ASYNCFORK_STATE_NONE", "none";
+        /// Chunks may be parked.
+        Running = 1, "ASYNCFORK_STATE_RUNNING", "running";
+        /// The child has its whole image.
+        Done = 2, "ASYNCFORK_STATE_DONE", "done";
+        /// Re-attached uncopied.
+        Aborted = 3, "ASYNCFORK_STATE_ABORTED", "aborted";
+    }
+}
+
+abi_enum! {
+    /// Who asked for a pull: index of [`Report::pulls`] and [`Stats::pulls`].
+    pub enum Hook {
+        /// The child's own copy loop.
+        Child = 0, "ASYNCFORK_HOOK_CHILD", "child";
+        /// A helper thread.
+        Helper = 1, "ASYNCFORK_HOOK_HELPER", "helper";
+        /// `handle_mm_fault`.
+        Fault = 2, "ASYNCFORK_HOOK_FAULT", "fault";
+        /// `unmap_vmas`.
+        Unmap = 3, "ASYNCFORK_HOOK_UNMAP", "unmap";
+        /// `MADV_DONTNEED`.
+        Zap = 4, "ASYNCFORK_HOOK_ZAP", "zap";
+        /// `change_protection`.
+        Protect = 5, "ASYNCFORK_HOOK_PROTECT", "protect";
+        /// `move_page_tables`.
+        Mremap = 6, "ASYNCFORK_HOOK_MREMAP", "mremap";
+        /// Page walkers.
+        Walk = 7, "ASYNCFORK_HOOK_WALK", "walk";
+        /// `remove_migration_pte`.
+        Migration = 8, "ASYNCFORK_HOOK_MIGRATION", "migration";
+        /// `userfaultfd_ioctl`.
+        Uffd = 9, "ASYNCFORK_HOOK_UFFD", "uffd";
+        /// `get_dump_page`.
+        Dump = 10, "ASYNCFORK_HOOK_DUMP", "dump";
+        /// A further fork.
+        Fork = 11, "ASYNCFORK_HOOK_FORK", "fork";
+        /// `exit_mmap` of the parent.
+        Exit = 12, "ASYNCFORK_HOOK_EXIT", "exit";
+    }
+}
+
+/// A struct that the kernel reads or fills.
+///
+/// # Safety
+/// The type is `#[repr(C)]`, has no padding, and any bit pattern is a valid
+/// value of it.
+pub unsafe trait AbiStruct: Copy + Default {
+    /// Name in the header, without `struct`.
+    const C_NAME: &'static str;
+    /// The fields, in order.
+    const FIELDS: &'static [Field];
+}
+
+/// One field of an [`AbiStruct`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    /// Name, the same in Rust and in C.
+    pub name: &'static str,
+    /// Rust type as written.
+    pub ty: &'static str,
+    /// Bytes from the start of the struct.
+    pub offset: usize,
+    /// Bytes.
+    pub size: usize,
+}
+
+const fn sum_of_sizes(fields: &[Field]) -> usize {
+    let mut sum = 0;
+    let mut i = 0;
+    while i < fields.len() {
+        sum += fields[i].size;
+        i += 1;
+    }
+    sum
+}
+
+/// Declares one of the header's structs together with its list of fields.
+macro_rules! abi_struct {
+    (
+        $(#[$meta:meta])*
+        pub struct $name:ident = $c_name:literal {
+            $( $(#[$fmeta:meta])* pub $field:ident: $ty:ty, )+
+        }
+    ) => {
+        $(#[$meta])*
+        #[repr(C)]
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct $name {
+            $( $(#[$fmeta])* pub $field: $ty, )+
+        }
+
+        // SAFETY: repr(C); only integers, arrays of them, or other AbiStructs;
+        // the assertion below rules padding out.
+        unsafe impl AbiStruct for $name {
+            const C_NAME: &'static str = $c_name;
+            const FIELDS: &'static [Field] = &[$(
+                Field {
+                    name: stringify!($field),
+                    ty: stringify!($ty),
+                    offset: core::mem::offset_of!($name, $field),
+                    size: core::mem::size_of::<$ty>(),
+                },
+            )+];
+        }
+
+        const _: () = assert!(
+            sum_of_sizes(<$name as AbiStruct>::FIELDS) == core::mem::size_of::<$name>(),
+            "the ABI has no holes"
+        );
+    };
+}
+
+abi_struct! {
+    /// What the module speaks.
+    pub struct Version = "asyncfork_version" {
+        /// The module's [`ABI_VERSION`].
+        pub abi: u32,
+        /// Upper bound of [`Arm::helpers`].
+        pub max_helpers: u32,
+        /// None defined yet: 0.
+        pub features: u64,
+    }
+}
+
+abi_struct! {
+    /// What the caller asks of its next fork.
+    pub struct Arm = "asyncfork_arm" {
+        /// None defined yet: must be 0.
+        pub flags: u32,
+        /// Threads that help the child copy.
+        pub helpers: u32,
+        /// Bytes resident; smaller processes fork as ever.
+        pub min_rss: u64,
+    }
+}
+
+abi_struct! {
+    /// The last fork that consumed a descriptor's ARM, or a past session.
+    /// The counters of a running session are a snapshot.
+    pub struct Report = "asyncfork_report" {
+        /// Session number, 0: no session.
+        pub id: u64,
+        /// See [`Report::outcome()`].
+        pub outcome: u32,
+        /// See [`Report::reason()`].
+        pub reason: u32,
+        /// See [`Report::state()`].
+        pub state: u32,
+        /// Helper threads started.
+        pub helpers: u32,
+        /// Thread group id in the initial pid namespace.
+        pub parent_pid: i32,
+        /// Thread group id in the initial pid namespace.
+        pub child_pid: i32,
+        /// The parent's name, padded with NULs; see [`Report::comm()`].
+        pub comm: [u8; 16],
+        /// When parking began.
+        pub start_ns: u64,
+        /// Chunks parked.
+        pub parked: u64,
+        /// Chunks copied during the fork.
+        pub eager: u64,
+        /// Chunks given back uncopied.
+        pub reattached: u64,
+        /// Chunks copied by trampolines.
+        pub odd: u64,
+        /// Chunks pulled by the child.
+        pub by_child: u64,
+        /// Chunks pulled by the parent.
+        pub by_parent: u64,
+        /// Chunks pulled by helper threads.
+        pub by_helper: u64,
+        /// Chunks pulled by anybody else.
+        pub by_other: u64,
+        /// Nanoseconds spent parking, inside `fork()`.
+        pub park_ns: u64,
+        /// Nanoseconds the parent spent in pulls: total.
+        pub parent_pull_ns: u64,
+        /// Nanoseconds of the parent's longest pull.
+        pub parent_pull_max_ns: u64,
+        /// Nanoseconds from the end of the fork to the end of the session.
+        pub copy_ns: u64,
+        /// Bytes of the side arrays.
+        pub meta_bytes: u64,
+        /// Pulls by who asked; see [`Report::pulls_by()`].
+        pub pulls: [u64; HOOK_MAX],
+    }
+}
+
+impl Report {
+    /// What became of the fork.
+    pub const fn outcome(&self) -> Outcome {
+        Outcome::from_raw(self.outcome)
+    }
+
+    /// Why it was stock.
+    pub const fn reason(&self) -> Reason {
+        Reason::from_raw(self.reason)
+    }
+
+    /// State of the session.
+    pub const fn state(&self) -> State {
+        State::from_raw(self.state)
+    }
+
+    /// The parent's name without its padding, not necessarily UTF-8.
+    pub fn comm(&self) -> &[u8] {
+        let end = self.comm.iter().position(|&b| b == 0);
+        &self.comm[..end.unwrap_or(self.comm.len())]
+    }
+
+    /// Pulls that `hook` asked for; 0 for a number beyond the array.
+    pub fn pulls_by(&self, hook: Hook) -> u64 {
+        slot(&self.pulls, hook.raw())
+    }
+}
+
+abi_struct! {
+    /// Totals since the module was loaded.
+    pub struct Stats = "asyncfork_stats" {
+        /// ARM calls that succeeded.
+        pub armed: u64,
+        /// Forks by outcome.
+        pub r#async: u64,
+        /// Forks by outcome.
+        pub stock: u64,
+        /// Forks by outcome.
+        pub failed: u64,
+        /// Stock forks; see [`Stats::stock_by()`].
+        pub stock_by_reason: [u64; REASON_SLOTS],
+        /// Sessions running now.
+        pub running: u64,
+        /// Sessions that were aborted.
+        pub aborted: u64,
+        /// Children killed by an abort.
+        pub killed: u64,
+        /// Chunks, as in [`Report`].
+        pub parked: u64,
+        /// Chunks, as in [`Report`].
+        pub eager: u64,
+        /// Chunks, as in [`Report`].
+        pub reattached: u64,
+        /// Chunks, as in [`Report`].
+        pub odd: u64,
+        /// Chunks, as in [`Report`].
+        pub by_child: u64,
+        /// Chunks, as in [`Report`].
+        pub by_parent: u64,
+        /// Chunks, as in [`Report`].
+        pub by_helper: u64,
+        /// Chunks, as in [`Report`].
+        pub by_other: u64,
+        /// Nanoseconds parents spent in pulls: total.
+        pub parent_pull_ns: u64,
+        /// Nanoseconds of the longest of them.
+        pub parent_pull_max_ns: u64,
+        /// Nanoseconds of copying, summed over sessions.
+        pub copy_ns: u64,
+        /// Unexpected slots that were merged.
+        pub merged: u64,
+        /// 1: off after an inconsistency.
+        pub switched_off: u64,
+        /// Module parameter `enabled`.
+        pub enabled: u64,
+        /// Pulls by who asked; see [`Stats::pulls_by()`].
+        pub pulls: [u64; HOOK_MAX],
+    }
+}
+
+impl Stats {
+    /// Stock forks for `reason`; 0 for a number beyond the array.
+    pub fn stock_by(&self, reason: Reason) -> u64 {
+        slot(&self.stock_by_reason, reason.raw())
+    }
+
+    /// Pulls that `hook` asked for; 0 for a number beyond the array.
+    pub fn pulls_by(&self, hook: Hook) -> u64 {
+        slot(&self.pulls, hook.raw())
+    }
+}
+
+abi_struct! {
+    /// The last sessions that ended.
+    pub struct Recent = "asyncfork_recent" {
+        /// Valid entries.
+        pub count: u64,
+        /// Newest first; see [`Recent::entries()`].
+        pub entry: [Report; RECENT_MAX],
+    }
+}
+
+impl Recent {
+    /// The valid entries, newest first.
+    pub fn entries(&self) -> &[Report] {
+        let count = usize::try_from(self.count).unwrap_or(RECENT_MAX);
+        &self.entry[..count.min(RECENT_MAX)]
+    }
+}
+
+fn slot(array: &[u64], index: u32) -> u64 {
+    array.get(index as usize).copied().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unknown_numbers_are_kept() {
+        for raw in 0..40 {
+            assert_eq!(Outcome::from_raw(raw).raw(), raw);
+            assert_eq!(Reason::from_raw(raw).raw(), raw);
+            assert_eq!(State::from_raw(raw).raw(), raw);
+            assert_eq!(Hook::from_raw(raw).raw(), raw);
+        }
+        assert_eq!(Outcome::from_raw(9), Outcome::Unknown(9));
+        assert_eq!(Outcome::from_raw(9).to_string(), "unknown(9)");
+        assert_eq!(Reason::from_raw(u32::MAX), Reason::Unknown(u32::MAX));
+    }
+
+    #[test]
+    fn variants_are_listed_under_their_numbers() {
+        for (variant, &(c_name, raw)) in Hook::ALL.iter().zip(Hook::VALUES) {
+            assert_eq!(variant.raw(), raw, "{c_name}");
+            assert_eq!(
+                c_name,
+                format!("ASYNCFORK_HOOK_{}", variant.label().to_uppercase())
+            );
+        }
+        for (variant, &(c_name, raw)) in Reason::ALL.iter().zip(Reason::VALUES) {
+            assert_eq!(variant.raw(), raw, "{c_name}");
+            assert_eq!(
+                c_name,
+                format!("ASYNCFORK_REASON_{}", variant.label().to_uppercase())
+            );
+        }
+    }
+
+    #[test]
+    fn indexes_beyond_the_arrays_are_zero() {
+        let stats = Stats {
+            stock_by_reason: [3; REASON_SLOTS],
+            pulls: [5; HOOK_MAX],
+            ..Stats::default()
+        };
+        assert_eq!(stats.stock_by(Reason::Pinned), 3);
+        assert_eq!(stats.stock_by(Reason::Unknown(16)), 0);
+        assert_eq!(stats.pulls_by(Hook::Exit), 5);
+        assert_eq!(stats.pulls_by(Hook::Unknown(u32::MAX)), 0);
+    }
+
+    #[test]
+    fn a_wrong_count_does_not_read_beyond_the_ring() {
+        let mut recent = Recent {
+            count: 2,
+            ..Recent::default()
+        };
+        assert_eq!(recent.entries().len(), 2);
+        recent.count = u64::MAX;
+        assert_eq!(recent.entries().len(), RECENT_MAX);
+    }
+
+    #[test]
+    fn comm_ends_at_the_first_nul() {
+        let mut report = Report::default();
+        assert_eq!(report.comm(), b"");
+        report.comm[..5].copy_from_slice(b"redis");
+        assert_eq!(report.comm(), b"redis");
+        report.comm = [b'x'; 16];
+        assert_eq!(report.comm().len(), 16);
+    }
+}

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Rust mirror of `kmod/uapi/asyncfork.h`, the ABI of `/dev/asyncfork`.
+//!
+//! The header is the original. `tests/header.rs` compiles a C program against
+//! it and compares every size, offset, value and ioctl number with this crate,
+//! and fails when the header has a name that this crate lacks.
+//!
+//! Times are nanoseconds of `CLOCK_MONOTONIC`, sizes are bytes, a chunk is
+//! what one PTE table maps (2 MiB).
+
+mod abi;
+mod device;
+
+pub use abi::*;
+pub use device::{Device, Error, FileId, IoctlName};
+pub use rustix::io::Errno;
