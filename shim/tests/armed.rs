@@ -1,0 +1,393 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the library asks of the module and makes of the answers. The module's
+//! part is played by `tests/c/fake_module.c`; that chunks are really parked is
+//! for the VM tests to show.
+
+mod support;
+
+use std::fs;
+
+use asyncfork_uapi::{Outcome, Reason};
+use support::{Bench, Finished, Run, NOBODY};
+
+const ARM: &str = "arm flags=0 helpers=0 min_rss=0";
+/// One armed fork.
+const SEQUENCE: [&str; 4] = ["version", ARM, "fork armed", "report"];
+const ASYNC: &str = "info: async fork of ";
+
+fn stock(reason: Reason) -> [String; 2] {
+    [
+        format!("outcome={}", Outcome::Stock.raw()),
+        format!("reason={}", reason.raw()),
+    ]
+}
+
+fn fake_stock(run: Run<'_>, reason: Reason) -> Finished {
+    let settings = stock(reason);
+    run.fake_module(&[&settings[0], &settings[1]])
+        .succeed_loaded()
+}
+
+#[test]
+fn each_entry_point_arms_forks_and_asks_for_the_report() {
+    for call in ["fork", "_Fork", "__fork"] {
+        let bench = Bench::new();
+        let finished = bench
+            .program("forks")
+            .args(&["times=2", &format!("fork={call}")])
+            .fake_module(&[])
+            .succeed_loaded();
+        finished.expect_stdout(&format!("{call} gave a child\n").repeat(2));
+        finished.expect_log(2, ASYNC).expect_log(
+            2,
+            "session 7, 512 chunks parked in 170 us, 3 copied at once",
+        );
+        assert_eq!(
+            finished.sequence(),
+            [SEQUENCE, SEQUENCE].concat(),
+            "{finished:#?}"
+        );
+    }
+}
+
+#[test]
+fn settings_reach_the_module() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("forks")
+        .args(&["mib=8", "fork=fork"])
+        .with("ASYNCFORK_MIN_RSS", "8M")
+        .with("ASYNCFORK_THREADS", "2")
+        .fake_module(&[])
+        .succeed_loaded();
+    finished.expect_log(1, ASYNC);
+    assert_eq!(
+        finished.sequence()[1],
+        "arm flags=0 helpers=2 min_rss=8388608"
+    );
+}
+
+#[test]
+fn too_many_helpers_are_cut_with_one_warning() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("forks")
+        .args(&["times=3", "fork=fork"])
+        .with("ASYNCFORK_THREADS", "9")
+        .fake_module(&["max_helpers=4"])
+        .succeed_loaded();
+    finished
+        .expect_log(3, ASYNC)
+        .expect_log(1, "warn: ASYNCFORK_THREADS=9 is more");
+    assert_eq!(finished.sequence()[1], "arm flags=0 helpers=4 min_rss=0");
+}
+
+#[test]
+fn a_failing_fork_fails_with_its_own_errno_though_armed() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("forks")
+        .args(&["deny=77", "fork=fork"])
+        .fake_module(&[])
+        .succeed_loaded();
+    finished.expect_stdout("fork failed: errno 77\n");
+    // The filter that denies comes before the fake module's.
+    assert_eq!(finished.sequence(), ["version", ARM], "{finished:#?}");
+}
+
+#[test]
+fn another_abi_is_a_warning_that_names_both() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("forks")
+        .args(&["times=2", "fork=fork"])
+        .fake_module(&["abi=2"])
+        .succeed_loaded();
+    finished
+        .expect_stdout(&"fork gave a child\n".repeat(2))
+        .expect_log(
+            1,
+            "warn: stock fork: /dev/null speaks ABI 2, this library ABI 1; install",
+        );
+    assert_eq!(finished.sequence(), ["version", "fork", "version", "fork"]);
+}
+
+#[test]
+fn a_failing_arm_is_a_stock_fork() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("forks")
+        .args(&["times=2", "fork=fork"])
+        .fake_module(&[&format!("arm_errno={}", libc::ENOMEM)])
+        .succeed_loaded();
+    finished
+        .expect_stdout(&"fork gave a child\n".repeat(2))
+        .expect_log(1, "warn: stock fork: /dev/null ARM: ENOMEM");
+    assert_eq!(
+        finished.sequence(),
+        ["version", ARM, "fork", "version", ARM, "fork"]
+    );
+}
+
+#[test]
+fn a_failing_report_is_a_warning() {
+    let bench = Bench::new();
+    bench
+        .program("forks")
+        .args(&["times=2", "fork=fork"])
+        .fake_module(&[&format!("report_errno={}", libc::EIO)])
+        .succeed_loaded()
+        .expect_stdout(&"fork gave a child\n".repeat(2))
+        .expect_log(1, "warn: fork of ")
+        .expect_log(2, "outcome unknown: /dev/null REPORT: EIO");
+}
+
+#[test]
+fn reasons_that_matter_are_one_warning_each() {
+    let program = |bench: &Bench| bench.compile("forks", &[]);
+    for &reason in Reason::ALL {
+        let bench = Bench::new();
+        let run = bench.run(program(&bench)).args(&["times=2", "fork=fork"]);
+        let finished = fake_stock(run, reason);
+        let quiet = matches!(reason, Reason::MinRss | Reason::Nothing);
+        finished.expect_log(2, reason.explain());
+        finished.expect_log(usize::from(!quiet), "warn: stock fork of ");
+        finished.expect_log(0, ASYNC);
+    }
+    let bench = Bench::new();
+    let run = bench.run(program(&bench)).args(&["fork=fork"]);
+    fake_stock(run, Reason::Unknown(4711)).expect_log(1, "(reason 4711)");
+}
+
+#[test]
+fn a_fork_that_the_module_did_not_see_is_a_warning() {
+    let bench = Bench::new();
+    bench
+        .program("forks")
+        .args(&["fork=fork"])
+        .fake_module(&["outcome=0"])
+        .succeed_loaded()
+        .expect_log(1, "warn: stock fork of ")
+        .expect_log(1, "the module did not see it (outcome none)");
+}
+
+#[test]
+fn descriptors_are_as_before_and_reused_ones_are_left_alone() {
+    for first in [0, 3] {
+        let bench = Bench::new();
+        fs::create_dir(bench.path("data")).unwrap();
+        bench
+            .program("descriptors")
+            .arg(bench.path("data"))
+            .args(&[&first.to_string()])
+            .fake_module(&[])
+            .succeed_loaded()
+            .expect_log(3, ASYNC);
+        for fd in first..=24 {
+            let path = bench.path("data").join(format!("data{fd}"));
+            assert_eq!(fs::read_to_string(path).unwrap(), format!("data {fd}"));
+        }
+    }
+}
+
+/// The program takes the device's descriptor away in the middle of the fork.
+#[test]
+fn a_stolen_descriptor_is_not_touched() {
+    for (when, file, report) in [
+        (
+            "prepare",
+            ["child\n", "parent\n"].as_slice(),
+            "was closed by the program while in use",
+        ),
+        (
+            "parent",
+            &["parent\n"],
+            "was closed by the program while in use",
+        ),
+        ("child", &["child\n"], ASYNC),
+    ] {
+        let bench = Bench::new();
+        bench
+            .program("steal")
+            .arg(bench.path("file"))
+            .args(&[when])
+            .fake_module(&[])
+            .succeed_loaded()
+            .expect_log(1, report);
+        let got = fs::read_to_string(bench.path("file")).unwrap();
+        let mut lines: Vec<&str> = got.split_inclusive('\n').collect();
+        lines.sort_unstable();
+        assert_eq!(lines, file, "{when}");
+    }
+}
+
+#[test]
+fn a_fork_in_a_handler_within_fork_is_not_armed_twice() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("handler")
+        .args(&["nested"])
+        .with("ASYNCFORK_DEVICE", "/dev/null")
+        .fake_module(&[])
+        .succeed_loaded();
+    finished.expect_log(
+        1,
+        "warn: stock fork: /dev/null ARM: EBUSY; this thread is armed already",
+    );
+    assert_eq!(
+        finished.sequence(),
+        [
+            "version",
+            ARM,
+            "version",
+            ARM,
+            "fork armed",
+            "fork",
+            "report"
+        ],
+        "{finished:#?}"
+    );
+}
+
+#[test]
+fn threads_arm_and_fork_at_once() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("threads")
+        .args(&["8", "10"])
+        .fake_module(&[])
+        .succeed_loaded();
+    finished.expect_log(80, ASYNC).expect_log(0, "warn: ");
+    let mut threads: Vec<&str> = finished
+        .calls
+        .lines()
+        .map(|line| line.split_once(' ').unwrap().0)
+        .collect();
+    threads.sort_unstable();
+    threads.dedup();
+    assert_eq!(threads.len(), 8);
+    for thread in threads {
+        let prefix = format!("{thread} ");
+        let own: Vec<&str> = finished
+            .calls
+            .lines()
+            .filter_map(|line| line.strip_prefix(&prefix))
+            .collect();
+        assert_eq!(own, SEQUENCE.repeat(10), "thread {thread}");
+    }
+}
+
+#[test]
+fn armed_forks_do_not_allocate() {
+    let bench = Bench::new();
+    bench
+        .program("malloc")
+        .args(&["3"])
+        .fake_module(&[])
+        .succeed_loaded()
+        .expect_log(3, ASYNC);
+    let bench = Bench::new();
+    let run = bench.program("malloc").args(&["3"]);
+    fake_stock(run, Reason::Pinned).expect_log(3, Reason::Pinned.explain());
+}
+
+#[test]
+fn the_child_of_an_armed_fork_only_closes() {
+    let bench = Bench::new();
+    bench
+        .program("child_calls")
+        .fake_module(&[])
+        .succeed_loaded()
+        .expect_log(1, ASYNC);
+    bench
+        .program("child_calls")
+        .args(&["control"])
+        .fake_module(&[])
+        .succeed_loaded();
+}
+
+#[test]
+fn an_armed_fork_is_not_a_cancellation_point() {
+    let bench = Bench::new();
+    bench
+        .program("cancel")
+        .fake_module(&[])
+        .succeed_loaded()
+        .expect_log(1, ASYNC);
+}
+
+#[test]
+fn armed_after_setuid_and_when_logging_to_standard_error() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("forks")
+        .args(&[&format!("setuid={NOBODY}"), "times=2", "fork=fork"])
+        .without("ASYNCFORK_LOG_FILE")
+        .with("ASYNCFORK_LOG", "info")
+        .fake_module(&[])
+        .succeed();
+    assert_eq!(finished.all_lines(ASYNC), 2, "{finished:#?}");
+    assert_eq!(finished.stderr.lines().count(), 2, "{finished:#?}");
+}
+
+mod require {
+    use super::*;
+
+    fn require<'a>(bench: &'a Bench, settings: &[&str]) -> Run<'a> {
+        let run = bench.program("forks").args(&["times=2", "fork=fork"]);
+        run.with("ASYNCFORK", "require").fake_module(settings)
+    }
+
+    #[test]
+    fn forks_when_armed() {
+        let bench = Bench::new();
+        let finished = require(&bench, &[]).succeed_loaded();
+        finished
+            .expect_stdout(&"fork gave a child\n".repeat(2))
+            .expect_log(2, ASYNC);
+        assert_eq!(
+            finished.sequence()[..5],
+            ["version", "stats", ARM, "fork armed", "report"]
+        );
+    }
+
+    #[test]
+    fn refuses_when_not() {
+        let arm_fails = format!("arm_errno={}", libc::EBUSY);
+        for (setting, text) in [
+            (
+                "enabled=0",
+                "fork refused (ASYNCFORK=require): the module is disabled",
+            ),
+            (
+                "switched_off=1",
+                "fork refused (ASYNCFORK=require): the module switched itself off",
+            ),
+            (
+                "abi=2",
+                "fork refused (ASYNCFORK=require): /dev/null speaks ABI 2",
+            ),
+            (
+                &arm_fails,
+                "fork refused (ASYNCFORK=require): /dev/null ARM: EBUSY",
+            ),
+        ] {
+            let bench = Bench::new();
+            let finished = require(&bench, &[setting]).succeed_loaded();
+            finished.expect_stdout(&format!("fork failed: errno {}\n", libc::ENOSYS).repeat(2));
+            finished.expect_log(2, text).expect_log(1, "error: ");
+            assert!(!finished.calls.contains("fork"), "{finished:#?}");
+        }
+    }
+
+    /// The child exists by then; killing it would be worse than a line.
+    #[test]
+    fn can_only_complain_about_what_the_module_finds_in_the_fork() {
+        let bench = Bench::new();
+        let settings = stock(Reason::Pinned);
+        require(&bench, &[&settings[0], &settings[1]])
+            .succeed_loaded()
+            .expect_stdout(&"fork gave a child\n".repeat(2))
+            .expect_log(1, "error: stock fork of ");
+    }
+}

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/*
+ * fake_module.c - run a program that sees an asyncfork module
+ *
+ * Answers the device's ioctls, on any descriptor, through seccomp's user
+ * notification, and writes down each of them and each fork. So the library's
+ * armed path is tested without the module: what it asks, in which order, and
+ * what it makes of the answers. Nothing here copies memory.
+ *
+ * usage: fake_module [name=value]... program [argument]...
+ *   calls=FILE        where to write the calls, one a line: "TID what"
+ *   preload=FILE      LD_PRELOAD of the program
+ *   abi=N max_helpers=N outcome=N reason=N enabled=N switched_off=N
+ *   version_errno=N arm_errno=N report_errno=N
+ */
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <poll.h>
+#include <sched.h>
+#include <stdint.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+
+#include "asyncfork.h"
+#include "check.h"
+
+#define SESSION_ID 7
+
+static struct settings {
+	int abi, max_helpers, outcome, reason, enabled, switched_off;
+	int version_errno, arm_errno, report_errno;
+	const char *calls, *preload;
+} set = {
+	.abi = ASYNCFORK_ABI_VERSION,
+	.max_helpers = 4,
+	.outcome = ASYNCFORK_OUTCOME_ASYNC,
+	.enabled = 1,
+};
+
+static FILE *calls;
+static pid_t armed[64];		/* threads, 0: free */
+static int consumed;		/* a fork used an ARM */
+
+static pid_t *armed_slot(pid_t tid)
+{
+	for (size_t i = 0; i < sizeof(armed) / sizeof(*armed); i++)
+		if (armed[i] == tid)
+			return &armed[i];
+	return NULL;
+}
+
+static int give(const struct seccomp_notif *req, const void *data, size_t size)
+{
+	struct iovec from = { (void *)data, size };
+	struct iovec to = { (void *)(uintptr_t)req->data.args[2], size };
+
+	return process_vm_writev(req->pid, &from, 1, &to, 1, 0) == (ssize_t)size ?
+		0 : EFAULT;
+}
+
+static int answer_version(const struct seccomp_notif *req)
+{
+	struct asyncfork_version version = {
+		.abi = set.abi,
+		.max_helpers = set.max_helpers,
+	};
+
+	fprintf(calls, "%d version\n", req->pid);
+	return set.version_errno ? set.version_errno :
+		give(req, &version, sizeof(version));
+}
+
+static int answer_arm(const struct seccomp_notif *req)
+{
+	struct asyncfork_arm arm;
+	struct iovec to = { &arm, sizeof(arm) };
+	struct iovec from = { (void *)(uintptr_t)req->data.args[2], sizeof(arm) };
+	pid_t *slot;
+
+	if (process_vm_readv(req->pid, &to, 1, &from, 1, 0) != sizeof(arm))
+		return EFAULT;
+	fprintf(calls, "%d arm flags=%u helpers=%u min_rss=%llu\n", req->pid,
+		arm.flags, arm.helpers, (unsigned long long)arm.min_rss);
+	if (set.arm_errno)
+		return set.arm_errno;
+	if (arm.flags || arm.helpers > (unsigned)set.max_helpers)
+		return EINVAL;
+	if (armed_slot(req->pid))
+		return EBUSY;
+	slot = armed_slot(0);
+	CHECK(slot);
+	*slot = req->pid;
+	return 0;
+}
+
+static int answer_report(const struct seccomp_notif *req)
+{
+	struct asyncfork_report report = {
+		.id = SESSION_ID,
+		.outcome = consumed ? set.outcome : ASYNCFORK_OUTCOME_NONE,
+		.reason = set.reason,
+		.parked = 512,
+		.park_ns = 170000,
+		.eager = 3,
+	};
+
+	fprintf(calls, "%d report\n", req->pid);
+	return set.report_errno ? set.report_errno :
+		give(req, &report, sizeof(report));
+}
+
+static int answer_stats(const struct seccomp_notif *req)
+{
+	struct asyncfork_stats stats = {
+		.enabled = set.enabled,
+		.switched_off = set.switched_off,
+	};
+
+	fprintf(calls, "%d stats\n", req->pid);
+	return give(req, &stats, sizeof(stats));
+}
+
+static void see_fork(const struct seccomp_notif *req)
+{
+	pid_t *slot = armed_slot(req->pid);
+
+	fprintf(calls, "%d %s\n", req->pid, slot ? "fork armed" : "fork");
+	if (slot) {
+		*slot = 0;
+		consumed = 1;
+	}
+}
+
+static void answer(int listener)
+{
+	struct seccomp_notif req = { 0 };
+	struct seccomp_notif_resp resp = { 0 };
+	int err = 0;
+
+	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_RECV, &req) != 0) {
+		CHECK(errno == ENOENT || errno == EINTR);	/* asker died */
+		return;
+	}
+	resp.id = req.id;
+	if (req.data.nr == SYS_clone) {
+		see_fork(&req);
+		resp.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
+	} else {
+		switch ((unsigned)req.data.args[1]) {
+		case ASYNCFORK_IOC_VERSION:
+			err = answer_version(&req);
+			break;
+		case ASYNCFORK_IOC_ARM:
+			err = answer_arm(&req);
+			break;
+		case ASYNCFORK_IOC_REPORT:
+			err = answer_report(&req);
+			break;
+		case ASYNCFORK_IOC_STATS:
+			err = answer_stats(&req);
+			break;
+		default:
+			err = ENOTTY;
+		}
+		resp.error = -err;
+	}
+	fflush(calls);
+	if (ioctl(listener, SECCOMP_IOCTL_NOTIF_SEND, &resp) != 0)
+		CHECK(errno == ENOENT);
+}
+
+/* Until every process under the filter is gone. */
+static void serve(int listener)
+{
+	for (;;) {
+		struct pollfd p = { .fd = listener, .events = POLLIN };
+
+		CHECK(poll(&p, 1, -1) == 1);
+		if (p.revents & POLLIN)
+			answer(listener);
+		else if (p.revents & POLLHUP)
+			return;
+	}
+}
+
+static int listen_here(void)
+{
+	static const struct sock_filter code[] = {
+		LOAD(nr),
+		SKIP_UNLESS(SYS_clone, 3),
+		LOAD_ARG(0),
+		SKIP_IF_SET(CLONE_VM, 5),
+		RETURN(SECCOMP_RET_USER_NOTIF),
+		SKIP_UNLESS(SYS_ioctl, 3),
+		LOAD_ARG(1),
+		BPF_STMT(BPF_ALU | BPF_AND | BPF_K, 0xff00),
+		BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, ASYNCFORK_IOC_MAGIC << 8, 1, 0),
+		RETURN(SECCOMP_RET_ALLOW),
+		RETURN(SECCOMP_RET_USER_NOTIF),
+	};
+	struct sock_fprog prog = {
+		.len = sizeof(code) / sizeof(*code),
+		.filter = (struct sock_filter *)code,
+	};
+
+	CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
+		       SECCOMP_FILTER_FLAG_NEW_LISTENER, &prog);
+}
+
+static void send_fd(int socket, int fd)
+{
+	char byte = 0;
+	struct iovec iov = { &byte, 1 };
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control = { .header = {
+		.cmsg_len = CMSG_LEN(sizeof(int)),
+		.cmsg_level = SOL_SOCKET,
+		.cmsg_type = SCM_RIGHTS,
+	} };
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+
+	memcpy(CMSG_DATA(&control.header), &fd, sizeof(fd));
+	CHECK(sendmsg(socket, &msg, 0) == 1);
+}
+
+static int receive_fd(int socket)
+{
+	char byte;
+	struct iovec iov = { &byte, 1 };
+	union {
+		struct cmsghdr header;
+		char space[CMSG_SPACE(sizeof(int))];
+	} control;
+	struct msghdr msg = {
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = &control,
+		.msg_controllen = sizeof(control),
+	};
+	int fd;
+
+	CHECK(recvmsg(socket, &msg, MSG_CMSG_CLOEXEC) == 1);
+	CHECK(control.header.cmsg_type == SCM_RIGHTS);
+	memcpy(&fd, CMSG_DATA(&control.header), sizeof(fd));
+	return fd;
+}
+
+static void read_setting(char *argument)
+{
+	const struct { const char *name; int *value; } numbers[] = {
+		{ "abi", &set.abi },
+		{ "max_helpers", &set.max_helpers },
+		{ "outcome", &set.outcome },
+		{ "reason", &set.reason },
+		{ "enabled", &set.enabled },
+		{ "switched_off", &set.switched_off },
+		{ "version_errno", &set.version_errno },
+		{ "arm_errno", &set.arm_errno },
+		{ "report_errno", &set.report_errno },
+	};
+	char *value = strchr(argument, '=');
+
+	*value++ = '\0';
+	if (!strcmp(argument, "calls")) {
+		set.calls = value;
+		return;
+	}
+	if (!strcmp(argument, "preload")) {
+		set.preload = value;
+		return;
+	}
+	for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {
+		if (!strcmp(argument, numbers[i].name)) {
+			*numbers[i].value = atoi(value);
+			return;
+		}
+	}
+	dprintf(2, "no such setting: %s\n", argument);
+	_exit(99);
+}
+
+int main(int argc, char **argv)
+{
+	int pair[2], status, listener;
+	pid_t pid;
+
+	for (argv++; *argv && strchr(*argv, '='); argv++)
+		read_setting(*argv);
+	CHECK(argc > 1 && *argv && set.calls);
+	calls = fopen(set.calls, "we");
+	CHECK(calls);
+	CHECK(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, pair) == 0);
+	pid = fork();
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		listener = listen_here();
+		CHECK(listener >= 0);
+		send_fd(pair[1], listener);
+		close(listener);
+		if (set.preload)
+			CHECK(setenv("LD_PRELOAD", set.preload, 1) == 0);
+		execvp(*argv, argv);
+		CHECK(!"execvp");
+	}
+	close(pair[1]);
+	listener = receive_fd(pair[0]);
+	serve(listener);
+	CHECK(waitpid(pid, &status, 0) == pid);
+	return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
+}

@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+/*
+ * forks.c - do some things, then fork, in the order of the arguments
+ *
+ *   mib=N           touch N MiB and keep them
+ *   chroot=DIR
+ *   setuid=UID      and the group of that number
+ *   exec            this program again, with the rest of the arguments
+ *   full            use up the descriptors
+ *   deny=ERRNO      from now on fork fails with this errno
+ *   fork=NAME       fork, _Fork or __fork; prints the child or the errno
+ *   times=N         repeats the next fork
+ *
+ * A child exits at once with a status that the parent checks.
+ */
+#include "check.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+
+#define SENTINEL 4242
+
+static int atfork_runs;		/* prepare, parent and child handlers */
+static int times = 1;
+
+static void count(void)
+{
+	atfork_runs++;
+}
+
+static void deny_forks(int err)
+{
+	const struct sock_filter code[] = {
+		LOAD(nr),
+		SKIP_UNLESS(SYS_clone, 3),
+		LOAD_ARG(0),
+		SKIP_IF_SET(CLONE_VM, 1),
+		RETURN(SECCOMP_RET_ERRNO | err),
+		RETURN(SECCOMP_RET_ALLOW),
+	};
+
+	install_filter(code, sizeof(code) / sizeof(*code));
+}
+
+static void use_up_descriptors(void)
+{
+	struct rlimit limit = { 16, 16 };
+
+	CHECK(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+	while (dup(0) >= 0)
+		;
+	CHECK(errno == EMFILE);
+}
+
+static void fork_once(const char *name)
+{
+	pid_t (*call)(void) = !strcmp(name, "fork") ? fork :
+			      !strcmp(name, "_Fork") ? _Fork :
+			      !strcmp(name, "__fork") ? __fork : NULL;
+	int handlers = !strcmp(name, "_Fork") ? 0 : 2;	/* on each side */
+	pid_t parent = getpid();
+	pid_t pid;
+
+	CHECK(call);
+	atfork_runs = 0;
+	errno = SENTINEL;
+	pid = call();
+	if (pid < 0) {
+		printf("%s failed: errno %d\n", name, errno);
+		return;
+	}
+	CHECK(errno == SENTINEL);
+	CHECK(atfork_runs == handlers);
+	if (pid == 0) {
+		CHECK(getpid() != parent);
+		CHECK(getppid() == parent);
+		_exit(7);
+	}
+	CHECK(pid != parent);
+	wait_exit(pid, 7);
+	printf("%s gave a child\n", name);
+}
+
+int main(int argc, char **argv)
+{
+	setlinebuf(stdout);
+	CHECK(is_interposed("fork"));
+	CHECK(is_interposed("_Fork"));
+	CHECK(is_interposed("__fork"));
+	CHECK(pthread_atfork(count, count, count) == 0);
+	for (int i = 1; i < argc; i++) {
+		char *value = strchr(argv[i], '=');
+		size_t n = value ? (size_t)(value++ - argv[i]) : strlen(argv[i]);
+
+		if (!strncmp(argv[i], "mib", n)) {
+			size_t size = (size_t)atoi(value) << 20;
+			char *block = mmap(NULL, size, PROT_READ | PROT_WRITE,
+					   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+			CHECK(block != MAP_FAILED);
+			memset(block, 1, size);
+		} else if (!strncmp(argv[i], "chroot", n)) {
+			CHECK(chroot(value) == 0);
+			CHECK(chdir("/") == 0);
+		} else if (!strncmp(argv[i], "setuid", n)) {
+			CHECK(setresgid(atoi(value), atoi(value), atoi(value)) == 0);
+			CHECK(setresuid(atoi(value), atoi(value), atoi(value)) == 0);
+		} else if (!strncmp(argv[i], "exec", n)) {
+			argv[i] = argv[0];
+			execv("/proc/self/exe", argv + i);
+			CHECK(!"execv");
+		} else if (!strncmp(argv[i], "full", n)) {
+			use_up_descriptors();
+		} else if (!strncmp(argv[i], "deny", n)) {
+			deny_forks(atoi(value));
+		} else if (!strncmp(argv[i], "times", n)) {
+			times = atoi(value);
+		} else if (!strncmp(argv[i], "fork", n)) {
+			for (; times > 0; times--)
+				fork_once(value);
+			times = 1;
+		} else {
+			dprintf(2, "no such argument: %s\n", argv[i]);
+			_exit(99);
+		}
+	}
+	return 0;
+}

@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Without the module every fork is the C library's own, whatever the program
+//! does to itself.
+
+mod support;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use support::{Bench, NOBODY};
+
+const NO_DEVICE: &str = "cannot be opened: ENOENT; load the module";
+
+#[test]
+fn each_entry_point_gives_a_child_and_keeps_errno() {
+    let bench = Bench::new();
+    bench
+        .program("forks")
+        .args(&["fork=fork", "fork=_Fork", "fork=__fork"])
+        .succeed_loaded()
+        .expect_stdout("fork gave a child\n_Fork gave a child\n__fork gave a child\n")
+        .expect_log(
+            1,
+            &format!(
+                "warn: stock fork: {}/no-device {NO_DEVICE}",
+                bench_dir(&bench)
+            ),
+        )
+        .expect_log(2, "debug: stock fork: ");
+}
+
+fn bench_dir(bench: &Bench) -> String {
+    bench
+        .path("")
+        .to_str()
+        .unwrap()
+        .trim_end_matches('/')
+        .to_owned()
+}
+
+#[test]
+fn a_failing_fork_fails_with_its_own_errno() {
+    let bench = Bench::new();
+    for errno in [libc::EAGAIN, 77] {
+        bench
+            .program("forks")
+            .args(&[
+                &format!("deny={errno}"),
+                "fork=fork",
+                "fork=_Fork",
+                "fork=__fork",
+            ])
+            .succeed_loaded()
+            .expect_stdout(&format!(
+                "fork failed: errno {errno}\n_Fork failed: errno {errno}\n\
+                 __fork failed: errno {errno}\n"
+            ));
+    }
+}
+
+#[test]
+fn a_missing_device_is_one_warning_per_process() {
+    let bench = Bench::new();
+    bench
+        .program("forks")
+        .args(&["times=5", "fork=fork"])
+        .with("ASYNCFORK_LOG", "warn")
+        .succeed()
+        .expect_stdout(&"fork gave a child\n".repeat(5))
+        .expect_log(1, "asyncfork[")
+        .expect_log(1, NO_DEVICE);
+}
+
+#[test]
+fn small_processes_do_not_look_for_the_device() {
+    let bench = Bench::new();
+    bench
+        .program("forks")
+        .args(&["fork=fork"])
+        .without("ASYNCFORK_MIN_RSS")
+        .succeed_loaded()
+        .expect_log(1, "debug: stock fork: ")
+        .expect_log(1, "bytes resident, armed from 67108864 (ASYNCFORK_MIN_RSS)")
+        .expect_log(0, "no-device cannot");
+    bench
+        .program("forks")
+        .args(&["mib=80", "fork=fork"])
+        .without("ASYNCFORK_MIN_RSS")
+        .succeed_loaded()
+        .expect_log(1, NO_DEVICE);
+}
+
+/// execve() passes the peak resident size on.
+#[test]
+fn a_small_program_started_by_a_large_one_is_small() {
+    let bench = Bench::new();
+    bench
+        .program("forks")
+        .args(&["mib=80", "exec", "fork=fork"])
+        .without("ASYNCFORK_MIN_RSS")
+        .succeed()
+        .expect_stdout("fork gave a child\n")
+        .expect_log(2, "loaded: mode auto")
+        .expect_log(1, "bytes resident, armed from")
+        .expect_log(0, "no-device cannot");
+}
+
+#[test]
+fn an_unreadable_device_is_one_warning() {
+    let bench = Bench::new();
+    fs::write(bench.path("device"), "").unwrap();
+    fs::set_permissions(bench.path("device"), fs::Permissions::from_mode(0o600)).unwrap();
+    let device = bench.path("device");
+    let run = bench
+        .program("forks")
+        .args(&[&format!("setuid={NOBODY}"), "times=3", "fork=fork"])
+        .with("ASYNCFORK_DEVICE", device);
+    // The log file is root's by then: standard error has to do.
+    let finished = run.succeed_loaded();
+    assert_eq!(finished.all_lines("warn: stock fork: "), 1, "{finished:#?}");
+    assert_eq!(
+        finished.all_lines("EACCES; add the service's user to group"),
+        3,
+        "{finished:#?}"
+    );
+    finished.expect_stdout(&"fork gave a child\n".repeat(3));
+}
+
+#[test]
+fn another_kind_of_file_is_refused() {
+    let bench = Bench::new();
+    fs::write(bench.path("device"), "").unwrap();
+    let device = bench.path("device");
+    bench
+        .program("forks")
+        .args(&["fork=fork"])
+        .with("ASYNCFORK_DEVICE", device)
+        .succeed_loaded()
+        .expect_log(1, "warn: stock fork: ")
+        .expect_log(1, "is not a character device");
+}
+
+#[test]
+fn another_device_is_recognised() {
+    let bench = Bench::new();
+    bench
+        .program("forks")
+        .args(&["times=2", "fork=fork"])
+        .with("ASYNCFORK_DEVICE", "/dev/null")
+        .succeed_loaded()
+        .expect_stdout(&"fork gave a child\n".repeat(2))
+        .expect_log(
+            1,
+            "warn: stock fork: /dev/null VERSION: ENOTTY; this is not the asyncfork",
+        );
+}
+
+#[test]
+fn forks_after_chroot() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("root")).unwrap();
+    let root = bench.path("root");
+    let finished = bench
+        .program("forks")
+        .arg(format!("chroot={}", root.display()))
+        .args(&["times=2", "fork=fork", "fork=_Fork"])
+        .succeed_loaded();
+    finished.expect_stdout("fork gave a child\nfork gave a child\n_Fork gave a child\n");
+    // Neither the device nor the log file is in there.
+    assert_eq!(finished.all_lines("warn: stock fork: "), 1, "{finished:#?}");
+    assert!(finished.stderr.contains(NO_DEVICE), "{finished:#?}");
+}
+
+/// Without /proc the peak has to do: this process is large for sure.
+#[test]
+fn a_large_process_is_recognised_after_chroot() {
+    let bench = Bench::new();
+    fs::create_dir(bench.path("root")).unwrap();
+    let root = bench.path("root");
+    let finished = bench
+        .program("forks")
+        .arg(format!("chroot={}", root.display()))
+        .args(&["fork=fork", "mib=80", "fork=fork"])
+        .without("ASYNCFORK_MIN_RSS")
+        .succeed_loaded();
+    assert_eq!(
+        finished.all_lines("bytes resident, armed from"),
+        1,
+        "{finished:#?}"
+    );
+    assert_eq!(finished.all_lines(NO_DEVICE), 1, "{finished:#?}");
+}
+
+#[test]
+fn forks_after_setuid() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("forks")
+        .args(&[&format!("setuid={NOBODY}"), "times=2", "fork=fork"])
+        .succeed_loaded();
+    finished.expect_stdout(&"fork gave a child\n".repeat(2));
+    assert_eq!(finished.all_lines(NO_DEVICE), 2, "{finished:#?}");
+}
+
+#[test]
+fn forks_when_out_of_descriptors() {
+    let bench = Bench::new();
+    let finished = bench
+        .program("forks")
+        .args(&["full", "times=2", "fork=fork"])
+        .with("ASYNCFORK_DEVICE", "/dev/null")
+        .succeed_loaded();
+    finished.expect_stdout(&"fork gave a child\n".repeat(2));
+    // No descriptor for the log file either.
+    assert_eq!(finished.all_lines("warn: stock fork: "), 1, "{finished:#?}");
+    assert!(
+        finished.stderr.contains("EMFILE; raise the limit"),
+        "{finished:#?}"
+    );
+}
+
+#[test]
+fn descriptors_that_the_program_reused_are_left_alone() {
+    for first in [0, 3] {
+        for log_file in [true, false] {
+            let bench = Bench::new();
+            fs::create_dir(bench.path("data")).unwrap();
+            let mut run = bench
+                .program("descriptors")
+                .arg(bench.path("data"))
+                .args(&[&first.to_string()]);
+            if !log_file {
+                run = run.without("ASYNCFORK_LOG_FILE");
+            }
+            let finished = run.succeed_loaded();
+            if log_file {
+                finished.expect_log(1, "warn: stock fork: ");
+            }
+            for fd in first..=24 {
+                let path = bench.path("data").join(format!("data{fd}"));
+                assert_eq!(fs::read_to_string(path).unwrap(), format!("data {fd}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn standard_error_that_became_a_file_is_left_alone() {
+    for mode in ["reused", "closed"] {
+        let bench = Bench::new();
+        let finished = bench
+            .program("stderr")
+            .args(&[mode])
+            .arg(bench.path("data"))
+            .without("ASYNCFORK_LOG_FILE")
+            .succeed_loaded();
+        assert_eq!(finished.all_lines("stock fork"), 0, "{finished:#?}");
+        assert_eq!(fs::read_to_string(bench.path("data")).unwrap(), "");
+    }
+}
+
+/// If it fails, "full" dies of SIGALRM and "broken" of SIGPIPE.
+#[test]
+fn standard_error_without_a_reader_is_harmless() {
+    for mode in ["broken", "full"] {
+        let bench = Bench::new();
+        bench
+            .program("stderr")
+            .args(&[mode])
+            .without("ASYNCFORK_LOG_FILE")
+            .succeed_loaded();
+    }
+}
+
+#[test]
+fn forks_in_a_signal_handler() {
+    let bench = Bench::new();
+    bench
+        .program("handler")
+        .args(&["plain"])
+        .succeed_loaded()
+        .expect_log(20, NO_DEVICE);
+    bench
+        .program("handler")
+        .args(&["nested"])
+        .succeed_loaded()
+        .expect_log(22, NO_DEVICE);
+}
+
+#[test]
+fn threads_fork_at_once() {
+    let bench = Bench::new();
+    let finished = bench.program("threads").args(&["8", "25"]).succeed_loaded();
+    finished
+        .expect_log(200, "stock fork: ")
+        .expect_log(1, "warn: ");
+    // Each line was one write: none is torn.
+    for line in finished.log.lines() {
+        assert!(
+            line.starts_with("asyncfork[") && !line[1..].contains("asyncfork["),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn forks_in_an_earlier_constructor_of_another_library() {
+    let bench = Bench::new();
+    let early = bench.compile("early_lib", &["-shared".as_ref(), "-fPIC".as_ref()]);
+    let program = bench.compile("forks", &[]);
+    let finished = bench
+        .run(program)
+        .args(&["fork=fork"])
+        .also_preload(early)
+        .succeed_loaded();
+    finished.expect_stdout("early: 3\nfork gave a child\n");
+    // Its forks came before the settings were read.
+    assert!(
+        finished
+            .log
+            .lines()
+            .next()
+            .unwrap()
+            .contains("loaded: mode"),
+        "{finished:#?}"
+    );
+    finished.expect_log(1, "stock fork: ");
+}
+
+#[test]
+fn fork_is_not_a_cancellation_point() {
+    let bench = Bench::new();
+    bench
+        .program("cancel")
+        .succeed_loaded()
+        .expect_log(1, NO_DEVICE);
+}
+
+#[test]
+fn buffers_and_exit_handlers_are_as_without_the_library() {
+    let bench = Bench::new();
+    let with = bench.program("stdio").succeed_loaded();
+    with.expect_log(1, NO_DEVICE);
+    let alone = bench.program("stdio").no_preload().succeed();
+    assert_eq!(with.stdout, alone.stdout);
+    assert_eq!(alone.stdout, "before\nchild\nbye\nbefore\nparent\nbye\n");
+}
+
+#[test]
+fn nothing_is_allocated_within_fork() {
+    let bench = Bench::new();
+    bench
+        .program("malloc")
+        .args(&["3"])
+        .succeed_loaded()
+        .expect_log(3, NO_DEVICE);
+    bench
+        .program("malloc")
+        .args(&["3"])
+        .without("ASYNCFORK_MIN_RSS")
+        .succeed_loaded()
+        .expect_log(3, "bytes resident, armed from");
+}
+
+#[test]
+fn the_child_makes_no_system_call_of_the_librarys() {
+    let bench = Bench::new();
+    bench
+        .program("child_calls")
+        .succeed_loaded()
+        .expect_log(1, NO_DEVICE);
+    bench
+        .program("child_calls")
+        .args(&["control"])
+        .succeed_loaded();
+}
+
+#[test]
+fn other_ways_to_start_a_process_are_left_alone() {
+    let bench = Bench::new();
+    bench
+        .program("others")
+        .succeed_loaded()
+        .expect_log(1, "stock fork: ");
+}

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Compiles the programs of `tests/c` and runs them under the library.
+#![allow(dead_code)] // each test binary uses its part
+
+use std::ffi::OsStr;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitStatus, Stdio};
+
+/// A user and group that own nothing.
+pub const NOBODY: u32 = 65534;
+/// Stands for the device where the fake module answers for it.
+pub const ANY_CHAR_DEVICE: &str = "/dev/null";
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c")
+}
+
+/// The library that cargo built for this test run.
+fn built_library() -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let deps = exe.parent().unwrap();
+    let library = deps.join("libasyncfork.so");
+    assert!(library.is_file(), "{} is missing", library.display());
+    library
+}
+
+/// A directory of its own for one test, open to every user, with a copy of
+/// the library: the build directory may be closed to other users.
+pub struct Bench {
+    dir: tempfile::TempDir,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        // SAFETY: a plain query.
+        let uid = unsafe { libc::geteuid() };
+        assert_eq!(
+            uid, 0,
+            "these tests change users and roots: run them as root"
+        );
+        let dir = tempfile::tempdir().unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+        let bench = Self { dir };
+        fs::copy(built_library(), bench.library()).unwrap();
+        fs::set_permissions(bench.library(), fs::Permissions::from_mode(0o755)).unwrap();
+        bench
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn library(&self) -> PathBuf {
+        self.path("libasyncfork.so")
+    }
+
+    /// Compiles `tests/c/NAME.c`.
+    pub fn compile(&self, name: &str, flags: &[&OsStr]) -> PathBuf {
+        let output = self.path(name);
+        let cc = Command::new("cc")
+            .args([
+                "-std=gnu11",
+                "-g",
+                "-O1",
+                "-pthread",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+            ])
+            .arg("-I")
+            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../kmod/uapi"))
+            .arg("-o")
+            .arg(&output)
+            .arg(sources().join(format!("{name}.c")))
+            .args(flags)
+            .output()
+            .expect("run cc: install gcc");
+        assert!(
+            cc.status.success(),
+            "cc {name}: {}",
+            String::from_utf8_lossy(&cc.stderr)
+        );
+        output
+    }
+
+    /// Compiles a program and prepares a run of it under the library.
+    pub fn program(&self, name: &str) -> Run<'_> {
+        self.run(self.compile(name, &[]))
+    }
+
+    /// A run of any program under the library, by default without a device,
+    /// with any size large enough, logging everything to a file.
+    pub fn run(&self, program: impl AsRef<Path>) -> Run<'_> {
+        let mut run = Run {
+            bench: self,
+            program: program.as_ref().to_owned(),
+            args: Vec::new(),
+            env: Vec::new(),
+            preload: vec![self.library()],
+            fake_module: None,
+        };
+        run.env("ASYNCFORK_LOG", "debug");
+        run.env("ASYNCFORK_LOG_FILE", run.bench.path("log"));
+        run.env("ASYNCFORK_DEVICE", run.bench.path("no-device"));
+        run.env("ASYNCFORK_MIN_RSS", "0");
+        run
+    }
+}
+
+/// A program about to run under the library.
+#[must_use]
+pub struct Run<'a> {
+    bench: &'a Bench,
+    program: PathBuf,
+    args: Vec<PathBuf>,
+    env: Vec<(String, PathBuf)>,
+    preload: Vec<PathBuf>,
+    fake_module: Option<Vec<String>>,
+}
+
+impl Run<'_> {
+    pub fn arg(mut self, arg: impl AsRef<Path>) -> Self {
+        self.args.push(arg.as_ref().to_owned());
+        self
+    }
+
+    pub fn args(mut self, args: &[&str]) -> Self {
+        self.args.extend(args.iter().map(PathBuf::from));
+        self
+    }
+
+    fn env(&mut self, name: &str, value: impl AsRef<Path>) {
+        self.unset(name);
+        self.env.push((name.to_owned(), value.as_ref().to_owned()));
+    }
+
+    fn unset(&mut self, name: &str) {
+        self.env.retain(|(n, _)| n != name);
+    }
+
+    pub fn with(mut self, name: &str, value: impl AsRef<Path>) -> Self {
+        self.env(name, value);
+        self
+    }
+
+    pub fn without(mut self, name: &str) -> Self {
+        self.unset(name);
+        self
+    }
+
+    /// Another library, initialised before ours.
+    pub fn also_preload(mut self, library: PathBuf) -> Self {
+        self.preload.push(library);
+        self
+    }
+
+    pub fn no_preload(mut self) -> Self {
+        self.preload.clear();
+        self
+    }
+
+    /// Under `tests/c/fake_module.c`, with these settings.
+    pub fn fake_module(mut self, settings: &[&str]) -> Self {
+        self.fake_module = Some(settings.iter().map(|&s| s.to_owned()).collect());
+        self.with("ASYNCFORK_DEVICE", ANY_CHAR_DEVICE)
+    }
+
+    /// The command; for the fake module also the file of its calls.
+    pub fn command(&self) -> (Command, PathBuf) {
+        let preload: Vec<&str> = self.preload.iter().map(|p| p.to_str().unwrap()).collect();
+        let preload = preload.join(":");
+        let calls = self.bench.path("calls");
+        let mut command = match &self.fake_module {
+            None => {
+                let mut command = Command::new(&self.program);
+                if !preload.is_empty() {
+                    command.env("LD_PRELOAD", preload);
+                }
+                command
+            }
+            Some(settings) => {
+                let mut command = Command::new(self.bench.compile("fake_module", &[]));
+                command.arg(format!("calls={}", calls.display()));
+                command.arg(format!("preload={preload}"));
+                command.args(settings).arg(&self.program);
+                command
+            }
+        };
+        for (name, _) in std::env::vars_os() {
+            if name.to_str().is_some_and(|n| n.starts_with("ASYNCFORK")) {
+                command.env_remove(name);
+            }
+        }
+        command
+            .args(&self.args)
+            .envs(self.env.iter().map(|(n, v)| (n, v)));
+        command.stdin(Stdio::null());
+        (command, calls)
+    }
+
+    /// Runs it to its end.
+    pub fn finish(&self) -> Finished {
+        let (mut command, calls) = self.command();
+        let output = command
+            .output()
+            .unwrap_or_else(|e| panic!("{command:?}: {e}"));
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        Finished {
+            command: format!("{command:?}"),
+            status: output.status,
+            stdout: text(&output.stdout),
+            stderr: text(&output.stderr),
+            log: fs::read(self.bench.path("log"))
+                .map(|log| text(&log))
+                .unwrap_or_default(),
+            calls: fs::read_to_string(calls).unwrap_or_default(),
+        }
+    }
+
+    /// Runs it to its end, which must be exit status 0.
+    pub fn succeed(&self) -> Finished {
+        let finished = self.finish();
+        assert!(finished.status.success(), "{finished:#?}");
+        finished
+    }
+
+    /// As [`Run::succeed`], and the library must have taken its settings.
+    pub fn succeed_loaded(&self) -> Finished {
+        let finished = self.succeed();
+        assert!(
+            finished.all_lines("loaded: mode ") > 0,
+            "not loaded: {finished:#?}"
+        );
+        finished
+    }
+}
+
+/// What a run left behind.
+#[derive(Debug)]
+pub struct Finished {
+    pub command: String,
+    pub status: ExitStatus,
+    pub stdout: String,
+    pub stderr: String,
+    /// The log file.
+    pub log: String,
+    /// What the fake module saw.
+    pub calls: String,
+}
+
+impl Finished {
+    /// Lines of the log file that contain `text`.
+    pub fn log_lines(&self, text: &str) -> usize {
+        self.log.lines().filter(|line| line.contains(text)).count()
+    }
+
+    /// Lines of the log file and of standard error that contain `text`.
+    pub fn all_lines(&self, text: &str) -> usize {
+        self.log_lines(text)
+            + self
+                .stderr
+                .lines()
+                .filter(|line| line.contains(text))
+                .count()
+    }
+
+    /// The log file has exactly `count` lines with `text`.
+    #[track_caller]
+    pub fn expect_log(&self, count: usize, text: &str) -> &Self {
+        assert_eq!(
+            self.log_lines(text),
+            count,
+            "lines with {text:?}: {self:#?}"
+        );
+        self
+    }
+
+    #[track_caller]
+    pub fn expect_stdout(&self, stdout: &str) -> &Self {
+        assert_eq!(self.stdout, stdout, "{self:#?}");
+        self
+    }
+
+    /// What the fake module saw, without the thread ids.
+    pub fn sequence(&self) -> Vec<&str> {
+        self.calls
+            .lines()
+            .map(|line| line.split_once(' ').unwrap().1)
+            .collect()
+    }
+}
