@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Finds the kernel's complaints in its log.
+
+use std::collections::HashSet;
+use std::fmt;
+
+/// What a test writes to `/dev/kmsg` before it starts, followed by its name.
+pub const TEST_MARKER: &str = "asyncfork-test: ";
+
+/// A line with one of these is a complaint. Case matters: "not a bug" and
+/// "report a bug" are harmless.
+const COMPLAINTS: &[&str] = &[
+    // Generic reports. "WARNING:" and "BUG:" also head lockdep's and RCU's.
+    "WARNING:",
+    "BUG:",
+    "kernel BUG at",
+    "Oops:",
+    "Kernel panic",
+    "Internal error:",
+    "unable to handle",
+    "Unable to handle",
+    "general protection fault",
+    "stack-protector:",
+    // Page tables, RSS, swap: what a mistake of ours shows up as.
+    "Bad rss-counter",
+    "Bad page",
+    ": bad pmd ",
+    ": bad pud ",
+    ": bad p4d ",
+    ": bad pgd ",
+    "non-zero pgtables_bytes",
+    "Bad swap",
+    "Unused swap",
+    "page allocation failure",
+    // Locks, RCU, scheduling.
+    "possible circular locking",
+    "possible recursive locking",
+    "inconsistent lock state",
+    "suspicious RCU",
+    "sleeping function called",
+    "scheduling while atomic",
+    "soft lockup",
+    "hard LOCKUP",
+    "detected stall",
+    "self-detected stall",
+    "detected expedited stall",
+    // Memory and reference counts.
+    "KASAN:",
+    "UBSAN:",
+    "KCSAN:",
+    "KFENCE:",
+    "refcount_t:",
+    "use-after-free",
+    "double free",
+    "list_add corruption",
+    "list_del corruption",
+    "Objects remaining in",
+    "Poison overwritten",
+    "pagealloc: memory corruption",
+    "pagealloc: single bit error",
+    "ftrace bug",
+];
+
+/// Words that make a complaint only together, in this order.
+const COMPLAINT_PAIRS: &[(&str, &str)] = &[
+    ("INFO: task ", " blocked for more than"),
+    ("asyncfork: ", "switched off"),
+];
+
+/// A stack trace is a complaint unless it belongs to a report found already.
+const STACK_TRACE: &str = "Call Trace:";
+
+/// Reports with a stack trace that mean no harm: (heading, why).
+const ALLOWED_REPORTS: &[(&str, &str)] = &[(
+    "invoked oom-killer:",
+    "tests hit memory limits on purpose; the kernel explains its choice of a victim",
+)];
+
+/// Whose lines in the log are not the kernel's: (prefix, why).
+const ALLOWED_SPEAKERS: &[(&str, &str)] = &[(
+    "virtme-ng-init: ",
+    "the guest's init warns of host programs that it would use if they were there",
+)];
+
+/// No report of the kernel is longer than this many lines.
+const REPORT_LINES: usize = 80;
+
+/// A complaint of the kernel.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding {
+    /// The line, with its time stamp.
+    pub line: String,
+    /// The test whose marker precedes the line.
+    pub test: Option<String>,
+    /// How many lines of this kind the test has caused.
+    pub times: usize,
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.line)?;
+        if self.times > 1 {
+            write!(f, " ({} times)", self.times)?;
+        }
+        if let Some(test) = &self.test {
+            write!(f, " (during {test})")?;
+        }
+        Ok(())
+    }
+}
+
+/// The complaints in a kernel log, in order. Lines that differ in numbers only
+/// are one finding per test.
+pub fn scan(log: &str) -> Vec<Finding> {
+    let mut findings: Vec<(String, Finding)> = Vec::new();
+    let mut test: Option<&str> = None;
+    let mut report_end = 0;
+
+    for (number, raw) in log.lines().enumerate() {
+        let line = raw.trim_end();
+        let text = message(line);
+        if let Some(name) = text.strip_prefix(TEST_MARKER) {
+            test = Some(name);
+            report_end = number;
+        } else if ALLOWED_SPEAKERS
+            .iter()
+            .any(|(who, _)| text.starts_with(who))
+        {
+            continue;
+        } else if ALLOWED_REPORTS.iter().any(|(head, _)| text.contains(head)) {
+            report_end = number + REPORT_LINES;
+        } else if text.starts_with("---[ end trace") {
+            report_end = number;
+        } else if is_complaint(text) || (text.contains(STACK_TRACE) && number >= report_end) {
+            report_end = number + REPORT_LINES;
+            let kind = without_numbers(text);
+            match findings
+                .iter_mut()
+                .find(|(k, f)| *k == kind && f.test.as_deref() == test)
+            {
+                Some((_, finding)) => finding.times += 1,
+                None => findings.push((
+                    kind,
+                    Finding {
+                        line: line.to_owned(),
+                        test: test.map(str::to_owned),
+                        times: 1,
+                    },
+                )),
+            }
+        }
+    }
+    findings.into_iter().map(|(_, finding)| finding).collect()
+}
+
+/// The test that was under way when the log ends.
+pub fn last_test(log: &str) -> Option<&str> {
+    log.lines()
+        .rev()
+        .find_map(|line| message(line.trim_end()).strip_prefix(TEST_MARKER))
+}
+
+/// `dmesg`'s output, then what only the console has: all of it when the guest
+/// died, else what was said after `dmesg` ran.
+pub fn merge(dmesg: &str, console: &str) -> String {
+    let known: HashSet<&str> = dmesg.lines().map(str::trim_end).collect();
+    let mut log = dmesg.to_owned();
+    if !log.is_empty() && !log.ends_with('\n') {
+        log.push('\n');
+    }
+    for line in console.lines().map(str::trim_end) {
+        if !known.contains(line) {
+            log.push_str(line);
+            log.push('\n');
+        }
+    }
+    log
+}
+
+/// What the taint flags in `/proc/sys/kernel/tainted` say against the kernel.
+/// Out-of-tree and unsigned modules (ours is both) taint it without harm.
+pub fn bad_taint(tainted: u64) -> Option<String> {
+    const BAD: &[(u32, &str)] = &[
+        (4, "machine check"),
+        (5, "bad page"),
+        (7, "kernel died"),
+        (9, "warning"),
+        (14, "soft lockup"),
+    ];
+    let bad: Vec<&str> = BAD
+        .iter()
+        .filter(|(bit, _)| tainted & (1 << bit) != 0)
+        .map(|&(_, name)| name)
+        .collect();
+    (!bad.is_empty()).then(|| format!("kernel tainted by: {}", bad.join(", ")))
+}
+
+fn is_complaint(text: &str) -> bool {
+    COMPLAINTS.iter().any(|c| text.contains(c))
+        // SLUB: "BUG kmalloc-64 (Tainted: G ...): Redzone overwritten"
+        || text.starts_with("BUG ")
+        || COMPLAINT_PAIRS.iter().any(|(first, second)| {
+            text.split_once(first)
+                .is_some_and(|(_, rest)| rest.contains(second))
+        })
+}
+
+/// The line without `[   12.345678] `.
+fn message(line: &str) -> &str {
+    line.strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+        .filter(|(stamp, _)| {
+            let stamp = stamp.trim_start();
+            stamp.contains('.') && stamp.chars().all(|c| c.is_ascii_digit() || c == '.')
+        })
+        .map_or(line, |(_, text)| text)
+}
+
+/// The line with every word that has a digit in it replaced, so that two
+/// reports of the same kind compare equal.
+fn without_numbers(text: &str) -> String {
+    text.split_whitespace()
+        .map(|word| {
+            if word.contains(|c: char| c.is_ascii_digit()) {
+                "#"
+            } else {
+                word
+            }
+        })
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The notable lines of a stock 6.1 boot in QEMU, and of loading a module.
+    const CLEAN: &str = "\
+[    0.000000] Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org) (gcc-12)
+[    0.026167] calibrate_delay_direct() failed to get a good estimate for loops_per_jiffy.
+[    0.026167] Probably due to long platform interrupts. Consider using \"lpj=\" boot option.
+[    1.552996] mtrr: your CPUs had inconsistent fixed MTRR settings
+[    1.701399] PCI: Using host bridge windows from ACPI; if necessary, use \"pci=nocrs\" and report a bug
+[    2.583224] AMD-Vi: AMD IOMMUv2 functionality not available on this system - This is not a bug.
+[    3.412540] Unstable clock detected, switching default tracing clock to \"global\"
+[    4.090206] virtme-ng-init: WARNING: failed to run: \"systemd-tmpfiles\" --create
+[   21.010101] asyncfork: loading out-of-tree module taints kernel.
+[   21.010203] asyncfork: module verification failed: signature and/or required key missing - tainting kernel
+[   22.000000] asyncfork-test: munmap_of_parked_memory
+[   22.500000] a.out[301]: segfault at 7f00 ip 000055 sp 00007f error 4 in a.out[5000+1000]
+";
+
+    fn complaint(line: &str) -> Finding {
+        let found = scan(&format!("{CLEAN}[   23.0] {line}\n"));
+        assert_eq!(found.len(), 1, "{line}: {found:?}");
+        found[0].clone()
+    }
+
+    #[test]
+    fn a_clean_boot_has_no_findings() {
+        assert_eq!(scan(CLEAN), []);
+    }
+
+    #[test]
+    fn every_kind_of_complaint_is_found() {
+        for line in [
+            "WARNING: CPU: 1 PID: 412 at mm/memory.c:1293 copy_page_range+0x12/0x30",
+            "WARNING: possible circular locking dependency detected",
+            "WARNING: suspicious RCU usage",
+            "WARNING: inconsistent lock state",
+            "BUG: kernel NULL pointer dereference, address: 0000000000000008",
+            "BUG: unable to handle page fault for address: ffffffffc0a1b2c3",
+            "BUG: Bad rss-counter state mm:00000000c1b2a3d4 type:MM_ANONPAGES val:512",
+            "BUG: non-zero pgtables_bytes on freeing mm: 4096",
+            "BUG: Bad page state in process redis-server  pfn:12345",
+            "BUG: Bad page map in process redis-server  pte:80000001 pmd:1234067",
+            "BUG: scheduling while atomic: redis-server/312/0x00000002",
+            "BUG: sleeping function called from invalid context at mm/page_alloc.c:5151",
+            "BUG: KASAN: use-after-free in af_session_put+0x10/0x80",
+            "BUG af_session (Tainted: G           OE     ): Objects remaining in af_session on __kmem_cache_shutdown()",
+            "watchdog: BUG: soft lockup - CPU#0 stuck for 26s! [redis-server:312]",
+            "mm/pgtable-generic.c:50: bad pmd ffff8881(000000007a5f8065)",
+            "kernel BUG at mm/rmap.c:1234!",
+            "Oops: 0002 [#1] PREEMPT SMP NOPTI",
+            "general protection fault, probably for non-canonical address 0xdead000000000122: 0000 [#1]",
+            "INFO: task redis-server:312 blocked for more than 120 seconds.",
+            "rcu: INFO: rcu_preempt self-detected stall on CPU",
+            "rcu: INFO: rcu_preempt detected stalls on CPUs/tasks:",
+            "refcount_t: underflow; use-after-free.",
+            "list_add corruption. prev->next should be next (ffff), but was dead.",
+            "UBSAN: shift-out-of-bounds in kernel/x.c:3:5",
+            "get_swap_device: Bad swap file entry 3ffffffffffff",
+            "kworker/0:1: page allocation failure: order:0, mode:0x800(GFP_NOWAIT)",
+            "asyncfork: unexpected slot (at 7f0000000000); switched off",
+            "BUG kmalloc-64 (Tainted: G           OE     ): Poison overwritten",
+            "pagealloc: memory corruption",
+            "Kernel panic - not syncing: Fatal exception",
+            "Call Trace:",
+        ] {
+            assert!(complaint(line).line.ends_with(line));
+        }
+    }
+
+    #[test]
+    fn a_finding_names_the_test_that_ran() {
+        let found = complaint("WARNING: fake");
+        assert_eq!(found.test.as_deref(), Some("munmap_of_parked_memory"));
+        assert_eq!(scan("[ 1.0] WARNING: fake\n")[0].test, None);
+    }
+
+    #[test]
+    fn one_report_is_one_finding() {
+        let log = "\
+[   60.000001] ------------[ cut here ]------------
+[   60.000002] WARNING: CPU: 0 PID: 300 at kernel/x.c:10 f+0x1/0x2 [asyncfork]
+[   60.000003] Modules linked in: asyncfork(OE)
+[   60.000004] Call Trace:
+[   60.000005]  <TASK>
+[   60.000006] ---[ end trace 0000000000000000 ]---
+";
+        assert_eq!(scan(log).len(), 1);
+        // After its end, a trace is news again.
+        assert_eq!(scan(&format!("{log}[   61.0] Call Trace:\n")).len(), 2);
+    }
+
+    #[test]
+    fn repeated_complaints_are_counted_per_test() {
+        let log = "\
+[ 1.0] asyncfork-test: a
+[ 1.1] BUG: Bad rss-counter state mm:00000000c1b2a3d4 type:MM_ANONPAGES val:512
+[ 1.2] BUG: Bad rss-counter state mm:00000000deadbeef1 type:MM_ANONPAGES val:-3
+[ 1.3] BUG: Bad rss-counter state mm:00000000c1b2a3d4 type:MM_SWAPENTS val:512
+[ 1.4] asyncfork-test: b
+[ 1.5] BUG: Bad rss-counter state mm:00000000c1b2a3d4 type:MM_ANONPAGES val:512
+";
+        let found: Vec<_> = scan(log)
+            .into_iter()
+            .map(|f| (f.test.unwrap_or_default(), f.times))
+            .collect();
+        assert_eq!(found, [("a".into(), 2), ("a".into(), 1), ("b".into(), 1)]);
+    }
+
+    #[test]
+    fn an_oom_kill_is_allowed_but_not_what_comes_with_it() {
+        let oom = "\
+[ 1.0] python3 invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0, oom_score_adj=0
+[ 1.1] Call Trace:
+[ 1.2]  dump_stack_lvl+0x44/0x5c
+[ 1.3] Memory cgroup out of memory: Killed process 312 (python3) total-vm:1000kB
+";
+        assert_eq!(scan(oom), []);
+        let found = scan(&format!("{oom}[ 1.4] BUG: Bad page state in process x\n"));
+        assert_eq!(found.len(), 1);
+    }
+
+    #[test]
+    fn the_log_goes_on_on_the_console_when_the_guest_dies() {
+        let dmesg = "[ 1.0] one\n[ 2.0] two";
+        let console =
+            "SeaBIOS\r\n[ 1.0] one\r\n[ 2.0] two\r\n[ 3.0] Kernel panic - not syncing\r\n";
+        assert_eq!(
+            merge(dmesg, console),
+            "[ 1.0] one\n[ 2.0] two\nSeaBIOS\n[ 3.0] Kernel panic - not syncing\n"
+        );
+        assert_eq!(merge("", "[ 1.0] one\r\n"), "[ 1.0] one\n");
+    }
+
+    #[test]
+    fn the_last_marker_is_the_test_under_way() {
+        let log = "[ 1.0] asyncfork-test: a\r\n[ 2.0] asyncfork-test: b\r\n[ 3.0] end\n";
+        assert_eq!(last_test(log), Some("b"));
+        assert_eq!(last_test(CLEAN), Some("munmap_of_parked_memory"));
+        assert_eq!(last_test("[ 3.0] end\n"), None);
+    }
+
+    #[test]
+    fn loading_our_module_is_no_bad_taint() {
+        const OUT_OF_TREE: u64 = 1 << 12;
+        const UNSIGNED: u64 = 1 << 13;
+        assert_eq!(bad_taint(OUT_OF_TREE | UNSIGNED), None);
+        let taint = bad_taint(OUT_OF_TREE | 1 << 9 | 1 << 5).unwrap();
+        assert_eq!(taint, "kernel tainted by: bad page, warning");
+    }
+}

@@ -1,0 +1,31 @@
+#!/bin/sh
+# Runs in the guest as root: the command in ./command, its output and exit
+# status and the kernel's log go to this script's directory, which the host
+# shares. Arguments: seconds the command may take, directory to run it in.
+run=${0%/*}
+limit=$1
+cd "$2" || exit
+
+if grep -qw la57 /proc/cpuinfo; then echo on; else echo off; fi >"$run/la57"
+: >"$run/started"
+
+seconds() { cut -d. -f1 /proc/uptime; }
+begin=$(seconds)
+timeout -k 10 "$limit" sh "$run/command" \
+	</dev/null >"$run/stdout" 2>"$run/stderr"
+status=$?
+end=exited
+if [ $(($(seconds) - begin)) -ge "$limit" ]; then
+	case $status in 124 | 137) end=timeout ;; esac
+fi
+
+dmesg >"$run/dmesg"
+cat /proc/sys/kernel/tainted >"$run/tainted"
+if [ $end = timeout ]; then
+	# Where everybody hangs. Below the console's log level, so no complaint.
+	echo w >/proc/sysrq-trigger
+	dmesg >"$run/dmesg-blocked"
+fi
+# The host waits for this name: it appears when all the rest is complete.
+echo "$end $status" >"$run/status.new"
+mv "$run/status.new" "$run/status"

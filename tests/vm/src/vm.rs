@@ -1,0 +1,814 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Boots a guest for one command.
+//!
+//! The guest's root is the host's, read-only under throw-away overlays. Only
+//! the run directory (`target/vm/run-*`) and `--share` directories are really
+//! written to: the guest's script leaves the command's output there, where the
+//! host follows it, and at last the exit status. The serial console, which
+//! still speaks when the guest dies, is recorded beside them.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{bail, Context, Result};
+use nix::sys::signal::{killpg, Signal};
+use nix::sys::wait::{waitid, Id, WaitPidFlag, WaitStatus};
+use nix::unistd::Pid;
+
+use crate::accel::{self, Accel, AccelChoice, Chosen};
+use crate::bench::{check_path, Bench};
+use crate::dmesg::{self, Finding};
+use crate::interrupt;
+
+/// Exit code when the kernel complained, whatever the command returned.
+pub const EXIT_COMPLAINT: u8 = 123;
+/// Exit code when the command ran out of time.
+pub const EXIT_TIMEOUT: u8 = 124;
+/// Exit code when the guest did not boot, died, or left no result.
+pub const EXIT_BROKEN: u8 = 125;
+
+/// How often the host looks at the guest.
+const POLL: Duration = Duration::from_millis(100);
+/// Power-off after the command, and the guest's own time limit, may lag.
+const GRACE: Duration = Duration::from_secs(60);
+/// After this silence a sign of life is printed.
+const SILENCE: Duration = Duration::from_secs(60);
+/// Run directories that are kept; younger than [`KEEP_AGE`] they all are.
+const KEEP_RUNS: usize = 20;
+const KEEP_AGE: Duration = Duration::from_secs(4 * 3600);
+
+/// Not loaded at boot: what no test uses and emulation is slow to probe or to
+/// self-test. They take longer than all the rest of the boot.
+const BLACKLIST: &str = "modprobe.blacklist=\
+    ahci,ccp,evdev,i2c_i801,i6300esb,iTCO_wdt,kvm_amd,kvm_intel,lpc_ich,pcspkr,psmouse,\
+    acpi_cpufreq,powernow_k8,\
+    aesni_intel,crc32_pclmul,crct10dif_pclmul,ghash_clmulni_intel,sha1_ssse3,sha256_ssse3,sha512_ssse3";
+
+/// Whether the guest has 5-level page tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum La57 {
+    On,
+    Off,
+}
+
+impl fmt::Display for La57 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            La57::On => "on",
+            La57::Off => "off",
+        })
+    }
+}
+
+/// The machine to boot.
+#[derive(Debug, Clone, clap::Args)]
+pub struct VmOptions {
+    /// Guest memory; the host gives what the guest touches
+    #[arg(long, value_name = "SIZE", default_value_t = VmOptions::default().memory)]
+    pub memory: String,
+    /// Virtual CPUs
+    #[arg(long, value_name = "N", default_value_t = VmOptions::default().cpus)]
+    pub cpus: u32,
+    /// 5-level page tables [default: what the emulated or host CPU has]
+    #[arg(long)]
+    pub la57: Option<La57>,
+    /// What the guest runs on
+    #[arg(long, value_enum, default_value_t = VmOptions::default().accel)]
+    pub accel: AccelChoice,
+    /// Words for the kernel command line (may be repeated)
+    #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
+    pub append: Vec<String>,
+    /// Time limit of the command, from its start
+    #[arg(long, value_name = "SECS", default_value_t = VmOptions::default().timeout)]
+    pub timeout: u64,
+    /// Directory that the guest may write to (may be repeated)
+    #[arg(long, value_name = "DIR")]
+    pub share: Vec<PathBuf>,
+    /// Attach an empty disk of this size (e.g. 2G) as /dev/vda
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub disk: Option<u64>,
+}
+
+impl Default for VmOptions {
+    fn default() -> Self {
+        VmOptions {
+            memory: "8G".into(),
+            cpus: 2,
+            la57: None,
+            accel: AccelChoice::Auto,
+            append: Vec::new(),
+            timeout: 1800,
+            share: Vec::new(),
+            disk: None,
+        }
+    }
+}
+
+/// Where the command's output goes while it runs.
+pub struct Streams {
+    out: Box<dyn Write>,
+    err: Box<dyn Write>,
+}
+
+impl Streams {
+    /// This process's own.
+    pub fn inherit() -> Self {
+        Streams {
+            out: Box::new(io::stdout()),
+            err: Box::new(io::stderr()),
+        }
+    }
+
+    /// Nowhere; the run directory has it.
+    pub fn sink() -> Self {
+        Streams {
+            out: Box::new(io::sink()),
+            err: Box::new(io::sink()),
+        }
+    }
+}
+
+/// How the command, or the guest, ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The command ended; 128 + N after signal N, as in a shell.
+    Exited(u8),
+    /// The command ran out of time.
+    TimedOut,
+    /// The guest did not boot, died, or left no result: why.
+    Broken(String),
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Exited(status) => write!(f, "exit status {status}"),
+            End::TimedOut => f.write_str("timed out"),
+            End::Broken(why) => write!(f, "broken: {why}"),
+        }
+    }
+}
+
+/// What is known after the guest is gone.
+#[derive(Debug, Clone)]
+pub struct Outcome {
+    pub end: End,
+    /// The kernel's complaints; empty is good.
+    pub findings: Vec<Finding>,
+    /// Run directory: `stdout`, `stderr`, `kernel.log`, `console.log`, and
+    /// what the command wrote to it.
+    pub dir: PathBuf,
+}
+
+impl Outcome {
+    /// The command's exit status, or one of the `EXIT_` codes.
+    pub fn exit_code(&self) -> u8 {
+        match &self.end {
+            End::Broken(_) => EXIT_BROKEN,
+            End::TimedOut => EXIT_TIMEOUT,
+            End::Exited(_) if !self.findings.is_empty() => EXIT_COMPLAINT,
+            End::Exited(status) => *status,
+        }
+    }
+
+    /// The kernel's log: dmesg and what only the console has.
+    pub fn kernel_log(&self) -> PathBuf {
+        self.dir.join("kernel.log")
+    }
+
+    /// Says on stderr what went wrong, if anything did.
+    pub fn explain(&self) {
+        match &self.end {
+            End::Broken(why) => {
+                eprintln!("vm: BROKEN: {why}");
+                for line in last_lines(&console(&self.dir), 20) {
+                    eprintln!("    | {line}");
+                }
+            }
+            End::TimedOut => eprintln!("vm: TIMED OUT"),
+            End::Exited(_) => {}
+        }
+        for finding in &self.findings {
+            eprintln!("vm: kernel complaint: {finding}");
+        }
+        if self.exit_code() != 0 {
+            eprintln!("vm: logs are in {}", self.dir.display());
+        }
+    }
+}
+
+/// Time limits of a boot.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Until the console says anything.
+    pub first_line: Duration,
+    /// Until the command starts.
+    pub boot: Duration,
+}
+
+impl Limits {
+    /// Ample for emulation on a busy host.
+    const USUAL: Limits = Limits {
+        first_line: Duration::from_secs(120),
+        boot: Duration::from_secs(420),
+    };
+}
+
+impl VmOptions {
+    /// Boots a guest, runs `command` in it as root in the repository root, and
+    /// waits until both have ended. `streams` gets the output live.
+    ///
+    /// Errors: the guest could not be started at all, or Ctrl-C. A guest that
+    /// started and then failed is an [`Outcome`].
+    pub fn run(&self, bench: &Bench, command: &[String], streams: Streams) -> Result<Outcome> {
+        let how = accel::choose(bench, self.accel)?;
+        self.boot(bench, &how, &Limits::USUAL, command, streams)
+    }
+
+    pub(crate) fn boot(
+        &self,
+        bench: &Bench,
+        how: &Chosen,
+        limits: &Limits,
+        command: &[String],
+        mut streams: Streams,
+    ) -> Result<Outcome> {
+        let dir = new_run_dir(&bench.state_dir())?;
+        fs::write(dir.join("guest.sh"), include_str!("guest.sh"))?;
+        fs::write(dir.join("command"), shell_line(command) + "\n")?;
+        if let Some(size) = self.disk {
+            File::create(dir.join("disk"))?.set_len(size)?;
+        }
+        eprintln!(
+            "vm: booting {}: {} CPUs, {}, {} ({})",
+            bench.release, self.cpus, self.memory, how.accel, how.why
+        );
+        let end = self.supervise(bench, how.accel, limits, &dir, &mut streams);
+        // A disk image may be large, and nobody looks at it again.
+        let _ = fs::remove_file(dir.join("disk"));
+        let end = end?;
+
+        let read = |name: &str| {
+            String::from_utf8_lossy(&fs::read(dir.join(name)).unwrap_or_default()).into_owned()
+        };
+        let log = dmesg::merge(&read("dmesg"), &read("console.log"));
+        fs::write(dir.join("kernel.log"), &log)?;
+        let mut findings = dmesg::scan(&log);
+        // The flags survive a log that has wrapped.
+        if let (Some(line), []) = (
+            read("tainted")
+                .trim()
+                .parse()
+                .ok()
+                .and_then(dmesg::bad_taint),
+            findings.as_slice(),
+        ) {
+            findings.push(Finding {
+                line,
+                test: None,
+                times: 1,
+            });
+        }
+        Ok(Outcome { end, findings, dir })
+    }
+
+    /// Starts the guest and follows it to its end.
+    fn supervise(
+        &self,
+        bench: &Bench,
+        accel: Accel,
+        limits: &Limits,
+        dir: &Path,
+        streams: &mut Streams,
+    ) -> Result<End> {
+        let mut guest = Guest::start(self.vng(bench, accel, dir)?, dir)?;
+        let mut progress = Progress::new(Duration::from_secs(self.timeout));
+        let mut out = Tail::new(dir.join("stdout"));
+        let mut err = Tail::new(dir.join("stderr"));
+
+        let gave_up = loop {
+            // In this order: who has ended has written all he ever will.
+            let exited = guest.exited()?;
+            if out.copy(&mut streams.out)? | err.copy(&mut streams.err)? {
+                progress.heard = Instant::now();
+            }
+            progress.look(dir);
+            if interrupt::requested() {
+                return Err(interrupt::error());
+            }
+            if exited || progress.is_complete() {
+                break None;
+            }
+            if let Some(end) = progress.overdue(limits, guest.spoke()) {
+                break Some(end);
+            }
+            thread::sleep(POLL);
+        };
+        guest.stop()?;
+        out.copy(&mut streams.out)?;
+        err.copy(&mut streams.err)?;
+
+        let end = match fs::read_to_string(dir.join("status")) {
+            Ok(status) => parse_status(&status)
+                .with_context(|| format!("cannot make sense of the guest's status {status:?}"))?,
+            Err(_) => gave_up.unwrap_or_else(|| {
+                let what = match progress.started {
+                    Some(_) => "the guest died while the command ran",
+                    None => "the guest did not boot",
+                };
+                End::Broken(format!("{what}: {}", last_word(&console(dir))))
+            }),
+        };
+        if let (Some(want), Some(_)) = (self.la57, progress.started) {
+            let got = fs::read_to_string(dir.join("la57")).unwrap_or_default();
+            let got = got.trim();
+            if got != want.to_string() {
+                return Ok(End::Broken(format!(
+                    "la57 is {got} in the guest, not {want}"
+                )));
+            }
+        }
+        Ok(end)
+    }
+
+    /// The command that boots the guest.
+    fn vng(&self, bench: &Bench, accel: Accel, dir: &Path) -> Result<Command> {
+        let mut vng = Command::new(bench.venv_bin().join("vng"));
+        // vng finds virtme-run by PATH; modprobe is not in every user's.
+        let path = std::env::var("PATH").unwrap_or_default();
+        vng.env(
+            "PATH",
+            format!("{}:{path}:/usr/sbin:/sbin", bench.venv_bin().display()),
+        );
+        vng.current_dir(&bench.root)
+            .args(["--run", &bench.vmlinuz()])
+            // Without this it may pick virtiofs, whose daemon outlives us.
+            .arg("--force-9p")
+            .args(["--name", "asyncfork"])
+            .args(["--memory", &self.memory])
+            .args(["--cpus", &self.cpus.to_string()])
+            // The boot console goes to stderr, which Guest::start() records.
+            .arg("--verbose");
+        if accel == Accel::Tcg {
+            vng.arg("--disable-kvm");
+        }
+        for words in kernel_words(accel).iter().chain(&self.append) {
+            vng.args(["--append", words]);
+        }
+        for share in &self.share {
+            let share = share
+                .canonicalize()
+                .with_context(|| format!("--share {}", share.display()))?;
+            check_path(&share)?;
+            vng.arg("--rwdir").arg(share);
+        }
+        vng.arg("--rwdir").arg(dir);
+        for opts in self.qemu_opts(accel, dir)? {
+            vng.arg(format!("--qemu-opts={opts}"));
+        }
+        vng.arg("--exec").arg(format!(
+            "sh {}/guest.sh {} {}",
+            dir.display(),
+            self.timeout,
+            bench.root.display()
+        ));
+        Ok(vng)
+    }
+
+    /// What vng has no option for. QEMU takes the last `-cpu` and merges
+    /// `-machine`s.
+    fn qemu_opts(&self, accel: Accel, dir: &Path) -> Result<Vec<String>> {
+        let mut opts = Vec::new();
+        if accel == Accel::Kvm {
+            // vng's kvm:tcg would fall back to emulation in silence.
+            opts.push("-machine accel=kvm".into());
+        }
+        if let Some(la57) = self.la57 {
+            let model = match accel {
+                Accel::Kvm if la57 == La57::On && !host_has_la57()? => {
+                    bail!("this host's CPU has no la57, which KVM needs; use --accel tcg")
+                }
+                Accel::Kvm => "host",
+                Accel::Tcg => "max",
+            };
+            opts.push(format!("-cpu {model},la57={la57}"));
+        }
+        if self.disk.is_some() {
+            opts.push(format!(
+                "-drive if=virtio,format=raw,cache=unsafe,file={}/disk",
+                dir.display()
+            ));
+        }
+        Ok(opts)
+    }
+}
+
+/// Kernel command line of every guest.
+fn kernel_words(accel: Accel) -> Vec<String> {
+    let mut words = vec![
+        // Warnings and worse to the console, not the whole boot. (vng -v says 7.)
+        "loglevel=6",
+        // Nothing is lost: a long log, no rate limit on the tests' markers.
+        "log_buf_len=16M",
+        "printk.devkmsg=on",
+        // An oops may leave locks held: end it there, the console has the
+        // report. A warning may not: the other tests still give their verdicts.
+        "oops=panic",
+        "panic=-1",
+        BLACKLIST,
+    ];
+    if accel == Accel::Tcg {
+        // A host that is busy elsewhere stops the guest for seconds: no lockup.
+        words.extend(["rcupdate.rcu_cpu_stall_timeout=60", "watchdog_thresh=30"]);
+    }
+    words.into_iter().map(str::to_owned).collect()
+}
+
+/// Whether KVM could give a guest 5-level page tables.
+pub fn host_has_la57() -> Result<bool> {
+    let info = fs::read_to_string("/proc/cpuinfo")?;
+    Ok(info.split_whitespace().any(|word| word == "la57"))
+}
+
+/// How far a guest has come, by the files that its script leaves.
+struct Progress {
+    timeout: Duration,
+    begin: Instant,
+    /// The command runs.
+    started: Option<Instant>,
+    /// The command has ended and its result is in.
+    finished: Option<Instant>,
+    /// Last output, of the command or ours.
+    heard: Instant,
+}
+
+impl Progress {
+    fn new(timeout: Duration) -> Self {
+        Progress {
+            timeout,
+            begin: Instant::now(),
+            started: None,
+            finished: None,
+            heard: Instant::now(),
+        }
+    }
+
+    /// Looks for the guest's files, and says what there is to say.
+    fn look(&mut self, dir: &Path) {
+        let seconds = self.begin.elapsed().as_secs();
+        if self.started.is_none() && dir.join("started").exists() {
+            self.started = Some(Instant::now());
+            eprintln!("vm: up after {seconds} s");
+        }
+        if self.finished.is_none() && dir.join("status").exists() {
+            self.finished = Some(Instant::now());
+        }
+        if self.heard.elapsed() > SILENCE {
+            self.heard = Instant::now();
+            let what = self.started.map_or("booting", |_| "running");
+            eprintln!("vm: still {what} after {seconds} s");
+        }
+    }
+
+    /// The result is in; only the power-off hangs.
+    fn is_complete(&self) -> bool {
+        self.finished.is_some_and(|since| since.elapsed() > GRACE)
+    }
+
+    /// Why the guest need not be waited for any longer, if so.
+    fn overdue(&self, limits: &Limits, spoke: bool) -> Option<End> {
+        let elapsed = self.begin.elapsed();
+        match (self.started, self.finished) {
+            (_, Some(_)) => None,
+            (Some(since), None) => {
+                (since.elapsed() > self.timeout + GRACE).then_some(End::TimedOut)
+            }
+            (None, None) if elapsed > limits.boot => Some(End::Broken(format!(
+                "not up after {} s",
+                limits.boot.as_secs()
+            ))),
+            (None, None) if !spoke && elapsed > limits.first_line => Some(End::Broken(format!(
+                "not a word on the console in {} s",
+                limits.first_line.as_secs()
+            ))),
+            (None, None) => None,
+        }
+    }
+}
+
+/// A running vng with QEMU below it, in a process group of their own; killed
+/// when dropped.
+struct Guest {
+    child: Child,
+    /// The leader, and with it the group's number, is gone.
+    reaped: bool,
+    spoke: Arc<AtomicBool>,
+    recorder: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl Guest {
+    fn start(mut vng: Command, dir: &Path) -> Result<Self> {
+        let mut log = File::create(dir.join("console.log"))?;
+        let mut child = vng
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .context("cannot start vng: run scripts/setup")?;
+        let mut console = child.stderr.take().context("vng has no stderr")?;
+        let spoke = Arc::new(AtomicBool::new(false));
+        let recorder = thread::spawn({
+            let spoke = Arc::clone(&spoke);
+            move || {
+                let mut buffer = [0; 4096];
+                loop {
+                    match console.read(&mut buffer)? {
+                        0 => return Ok(()),
+                        n => {
+                            log.write_all(&buffer[..n])?;
+                            if kernel_speaks(&buffer[..n]) {
+                                spoke.store(true, Ordering::Relaxed);
+                            }
+                        }
+                    }
+                }
+            }
+        });
+        Ok(Guest {
+            child,
+            reaped: false,
+            spoke,
+            recorder: Some(recorder),
+        })
+    }
+
+    /// Whether vng has ended. It stays a zombie, so that its group's number
+    /// stays ours until [`Guest::kill`].
+    fn exited(&self) -> Result<bool> {
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let status = waitid(Id::Pid(self.pid()), flags).context("cannot wait for vng")?;
+        Ok(status != WaitStatus::StillAlive)
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_raw(self.child.id().cast_signed())
+    }
+
+    /// Whether the guest's kernel has said anything.
+    fn spoke(&self) -> bool {
+        self.spoke.load(Ordering::Relaxed)
+    }
+
+    /// Ends whatever is left and completes the console's record.
+    fn stop(&mut self) -> Result<()> {
+        self.kill()?;
+        if let Some(recorder) = self.recorder.take() {
+            recorder
+                .join()
+                .expect("the recorder does not panic")
+                .context("cannot record the console")?;
+        }
+        Ok(())
+    }
+
+    fn kill(&mut self) -> io::Result<()> {
+        if !self.reaped {
+            // Not softly: QEMU may outlive a vng that was asked to end.
+            let _ = killpg(self.pid(), Signal::SIGKILL);
+            self.child.wait()?;
+            self.reaped = true;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = self.kill();
+    }
+}
+
+/// Copies what a growing file got since the last time.
+struct Tail {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl Tail {
+    fn new(path: PathBuf) -> Self {
+        Tail { path, file: None }
+    }
+
+    /// Whether there was anything new.
+    fn copy(&mut self, to: &mut dyn Write) -> io::Result<bool> {
+        if self.file.is_none() {
+            self.file = File::open(&self.path).ok();
+        }
+        let Some(file) = &mut self.file else {
+            return Ok(false);
+        };
+        let copied = io::copy(file, to)?;
+        if copied > 0 {
+            to.flush()?;
+        }
+        Ok(copied > 0)
+    }
+}
+
+/// A new directory below `state`; the oldest ones go.
+fn new_run_dir(state: &Path) -> Result<PathBuf> {
+    fs::create_dir_all(state).with_context(|| format!("cannot create {}", state.display()))?;
+    let mut old: Vec<(SystemTime, PathBuf)> = Vec::new();
+    for entry in fs::read_dir(state)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("run-") {
+            old.push((entry.metadata()?.modified()?, entry.path()));
+        }
+    }
+    old.sort();
+    for (when, path) in old.iter().rev().skip(KEEP_RUNS) {
+        if when.elapsed().is_ok_and(|age| age > KEEP_AGE) {
+            // Another run may be at it, too.
+            let _ = fs::remove_dir_all(path);
+        }
+    }
+
+    let seconds = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)?
+        .as_secs();
+    for n in 0.. {
+        let dir = state.join(format!("run-{seconds}-{n}"));
+        match fs::create_dir(&dir) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            result => {
+                result.with_context(|| format!("cannot create {}", dir.display()))?;
+                return Ok(dir);
+            }
+        }
+    }
+    unreachable!("the loop ends with a name nobody has taken")
+}
+
+/// A line that makes a POSIX shell run exactly this command.
+fn shell_line(command: &[String]) -> String {
+    let quoted: Vec<String> = command
+        .iter()
+        .map(|word| format!("'{}'", word.replace('\'', r"'\''")))
+        .collect();
+    quoted.join(" ")
+}
+
+/// Time stamps begin the kernel's lines; the BIOS and vng have none.
+fn kernel_speaks(bytes: &[u8]) -> bool {
+    bytes.windows(5).any(|w| w == b"[    ")
+}
+
+/// The guest's last word, `exited STATUS` or `timeout STATUS`.
+fn parse_status(text: &str) -> Option<End> {
+    match text.trim().split_once(' ')? {
+        ("exited", status) => status.parse().ok().map(End::Exited),
+        ("timeout", _) => Some(End::TimedOut),
+        _ => None,
+    }
+}
+
+fn console(dir: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(dir.join("console.log")).unwrap_or_default()).into_owned()
+}
+
+/// What tells best why the guest is gone: a panic's reason, or the last line.
+fn last_word(console: &str) -> &str {
+    let lines = || console.lines().map(str::trim).filter(|l| !l.is_empty());
+    lines()
+        .find(|line| line.contains("Kernel panic"))
+        .or_else(|| lines().next_back())
+        .unwrap_or("the console is empty")
+}
+
+/// The end of a log.
+pub(crate) fn last_lines(text: &str, count: usize) -> Vec<&str> {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(count)..].to_vec()
+}
+
+/// Bytes in "512M", "2G" or a plain number.
+fn parse_size(text: &str) -> Result<u64> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    digits
+        .parse::<u64>()
+        .ok()
+        .and_then(|n| n.checked_mul(1 << shift))
+        .filter(|&n| n > 0)
+        .with_context(|| format!("{text:?} is no size; write 512M or 2G"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(end: End, complaints: usize) -> Outcome {
+        let findings = dmesg::scan(&"[ 1.0] WARNING: x\n".repeat(complaints));
+        Outcome {
+            end,
+            findings,
+            dir: PathBuf::new(),
+        }
+    }
+
+    #[test]
+    fn the_exit_code_tells_the_worst() {
+        assert_eq!(outcome(End::Exited(0), 0).exit_code(), 0);
+        assert_eq!(outcome(End::Exited(7), 0).exit_code(), 7);
+        assert_eq!(outcome(End::Exited(0), 1).exit_code(), EXIT_COMPLAINT);
+        assert_eq!(outcome(End::Exited(7), 1).exit_code(), EXIT_COMPLAINT);
+        assert_eq!(outcome(End::TimedOut, 1).exit_code(), EXIT_TIMEOUT);
+        assert_eq!(outcome(End::Broken("x".into()), 1).exit_code(), EXIT_BROKEN);
+    }
+
+    #[test]
+    fn a_shell_sees_the_words_as_they_are() {
+        let words = ["a b", "$HOME", "it's", "", "\\n;*"].map(str::to_owned);
+        let line = shell_line(&[&["printf".to_owned(), "%s\\n".to_owned()], &words[..]].concat());
+        let out = Command::new("sh").args(["-c", &line]).output().unwrap();
+        assert_eq!(
+            String::from_utf8(out.stdout).unwrap(),
+            words.map(|w| w + "\n").concat()
+        );
+    }
+
+    #[test]
+    fn a_status_is_read_or_refused() {
+        assert_eq!(parse_status("exited 7\n"), Some(End::Exited(7)));
+        assert_eq!(parse_status("timeout 124\n"), Some(End::TimedOut));
+        for bad in ["", "exited", "exited x", "exited 256", "gone 0"] {
+            assert_eq!(parse_status(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn only_the_kernel_counts_as_speaking() {
+        assert!(!kernel_speaks(
+            b"\x1bc\x1b[?7l\x1b[2JSeaBIOS (version 1.16)\r\n"
+        ));
+        assert!(kernel_speaks(b"ok\r\n[    0.000000] Linux version 6.1"));
+    }
+
+    #[test]
+    fn a_panic_explains_a_death_best() {
+        let panic =
+            "[ 1.0] Kernel panic - not syncing: x\r\n[ 1.1]  </TASK>\r\n[ 1.2] Kernel Offset\r\n";
+        assert_eq!(last_word(panic), "[ 1.0] Kernel panic - not syncing: x");
+        assert_eq!(last_word("qemu: one\nqemu: two\n\n"), "qemu: two");
+        assert_eq!(last_word(""), "the console is empty");
+    }
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(parse_size("2G").unwrap(), 2 << 30);
+        assert_eq!(parse_size("512M").unwrap(), 512 << 20);
+        assert_eq!(parse_size("4096").unwrap(), 4096);
+        for bad in ["", "G", "-1G", "0", "2T", "99999999999999G"] {
+            assert!(parse_size(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_tail_delivers_every_byte_once() {
+        let dir = std::env::temp_dir().join(format!("asyncfork-tail-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join("out");
+        let (mut tail, mut seen) = (Tail::new(path.clone()), Vec::new());
+        assert!(!tail.copy(&mut seen).unwrap());
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"one ").unwrap();
+        assert!(tail.copy(&mut seen).unwrap());
+        assert!(!tail.copy(&mut seen).unwrap());
+        file.write_all(b"two").unwrap();
+        assert!(tail.copy(&mut seen).unwrap());
+        assert_eq!(seen, b"one two");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn run_directories_are_never_shared() {
+        let state = std::env::temp_dir().join(format!("asyncfork-runs-{}", std::process::id()));
+        let first = new_run_dir(&state).unwrap();
+        let second = new_run_dir(&state).unwrap();
+        assert_ne!(first, second);
+        assert!(first.is_dir() && second.is_dir());
+        fs::remove_dir_all(&state).unwrap();
+    }
+}
