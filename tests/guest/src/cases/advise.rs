@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! madvise on parked memory.
+
+use super::common::Gate;
+use super::unmap::some_range;
+use super::Test;
+use crate::board::Board;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::Plug;
+use crate::mem::{Arena, Want, CHUNK_PAGES};
+use crate::rng::Rng;
+use crate::sys;
+use crate::verdict::{Context, Outcome};
+use asyncfork_uapi::Hook;
+
+pub const TESTS: &[Test] = &[
+    Test::held(
+        "madv_dontneed_of_all_parked_memory_stays_zero_and_leaves_the_child_its_image",
+        Hook::Zap,
+        dontneed,
+    )
+    .quick(),
+    Test::held_some(
+        "madv_dontneed_of_parts_of_parked_memory_leaves_the_child_its_image",
+        Hook::Zap,
+        dontneed_parts,
+    ),
+    Test::held_some(
+        "madv_dontneed_locked_of_parked_memory_leaves_the_child_its_image",
+        Hook::Zap,
+        dontneed_locked,
+    ),
+    Test::held(
+        "madv_free_of_parked_memory_leaves_the_child_its_image",
+        Hook::Walk,
+        free,
+    )
+    .quick(),
+    Test::held("madv_cold_of_parked_memory_loses_nothing", Hook::Walk, cold),
+    Test::held(
+        "madv_pageout_of_parked_memory_loses_nothing",
+        Hook::Walk,
+        pageout,
+    ),
+    Test::held(
+        "madv_willneed_of_parked_memory_loses_nothing",
+        Hook::Walk,
+        willneed,
+    ),
+    Test::held(
+        "madv_populate_write_of_parked_memory_loses_nothing",
+        Hook::Fault,
+        populate_write,
+    ),
+    Test::held(
+        "madv_populate_read_of_parked_memory_loses_nothing",
+        Hook::Fault,
+        populate_read,
+    ),
+    Test::racing(
+        "madv_dontneed_beside_a_copying_child_disturbs_nobody",
+        dontneed,
+    ),
+    Test::racing(
+        "madv_dontneed_of_parts_beside_a_copying_child_disturbs_nobody",
+        dontneed_parts,
+    ),
+    Test::racing("madv_free_beside_a_copying_child_disturbs_nobody", free),
+    Test::racing(
+        "madv_cold_and_pageout_beside_a_copying_child_disturb_nobody",
+        cold_and_pageout,
+    ),
+    Test::partial(
+        "madv_dontneed_of_all_parked_memory_park_partial",
+        Hook::Zap,
+        dontneed,
+    ),
+    Test::partial("madv_free_of_parked_memory_park_partial", Hook::Walk, free),
+    Test::new(
+        "process_madvise_from_outside_on_parked_memory_loses_nothing",
+        process_madvise,
+    ),
+];
+
+fn dontneed(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    for piece in arena.pieces() {
+        arena.part(piece.clone()).advise(libc::MADV_DONTNEED)?;
+        arena.expect(piece, Want::Zero);
+    }
+    // A chunk's old contents must not come back with its page table: held() verifies again after the session.
+    arena.verify()
+}
+
+fn dontneed_parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    for gen in 1..12 {
+        let range = some_range(arena, rng, CHUNK_PAGES);
+        arena.part(range.clone()).advise(libc::MADV_DONTNEED)?;
+        arena.expect(range.clone(), Want::Zero);
+        arena.write(range.start, gen);
+    }
+    Ok(())
+}
+
+fn dontneed_locked(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    const MADV_DONTNEED_LOCKED: i32 = 24;
+    let range = some_range(arena, rng, 3 * CHUNK_PAGES);
+    arena.part(range.clone()).advise(MADV_DONTNEED_LOCKED)?;
+    arena.expect(range, Want::Zero);
+    Ok(())
+}
+
+fn free(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    for piece in arena.pieces() {
+        arena.part(piece.clone()).advise(libc::MADV_FREE)?;
+        for page in piece {
+            let key = arena.key(page, 0);
+            arena.expect(page..page + 1, Want::KeyOrZero(key));
+        }
+    }
+    // A store takes the advice back.
+    for _ in 0..300 {
+        let page = some_range(arena, rng, 1).start;
+        arena.write(page, 1);
+    }
+    Ok(())
+}
+
+fn advise_all(arena: &Arena, advice: i32) -> Outcome {
+    for span in arena.piece_spans() {
+        span.advise(advice)?;
+    }
+    Ok(())
+}
+
+fn cold(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    advise_all(arena, libc::MADV_COLD)
+}
+
+fn pageout(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    advise_all(arena, libc::MADV_PAGEOUT)
+}
+
+fn cold_and_pageout(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    cold(arena, rng)?;
+    pageout(arena, rng)
+}
+
+fn willneed(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    advise_all(arena, libc::MADV_WILLNEED)
+}
+
+fn populate_write(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    advise_all(arena, libc::MADV_POPULATE_WRITE)
+}
+
+fn populate_read(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    advise_all(arena, libc::MADV_POPULATE_READ)
+}
+
+fn process_madvise(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let plug = Plug::new()?;
+    let mut arena = Arena::planned(&mut rng, crate::mem::Shape::Whole(16))?;
+    let (board, gate) = (Board::new()?, Gate::new()?);
+    let parent = sys::pid();
+    let span = arena.span();
+    let actor = ctx.helper(&board, "actor", || {
+        gate.pass()?;
+        // SAFETY: plain numbers, and an iovec that lives across the call.
+        let n = unsafe {
+            let pidfd =
+                sys::cvt(libc::syscall(libc::SYS_pidfd_open, parent, 0)).at("pidfd_open")?;
+            let iov = span.iovec();
+            sys::cvt(libc::syscall(
+                libc::SYS_process_madvise,
+                pidfd,
+                &iov,
+                1,
+                libc::MADV_COLD,
+                0,
+            ))
+            .at("process_madvise")?
+        };
+        claim!(
+            n as usize == span.len(),
+            "process_madvise dealt with {n} bytes of {}",
+            span.len()
+        );
+        Ok(())
+    })?;
+    arena.map()?;
+    arena.fill(0);
+
+    let hold = plug.hold()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    hold.step_aside()?;
+    gate.open(0)?;
+    sys::wait(actor)?;
+    session.expect_child_held()?;
+    drop(hold);
+
+    let ended = session.finish()?;
+    board.collect(&["actor"])?;
+    arena.verify()?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Walk, arena.chunks())?
+        .holds("somebody else pulled", |r| r.by_other >= arena.chunks())?;
+    Ok(ended.detail())
+}

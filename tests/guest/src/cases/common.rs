@@ -1,0 +1,116 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What many tests share.
+
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{Arena, Shape, CHUNK};
+use crate::rng::Rng;
+use crate::verdict::{Outcome, Verdict};
+use asyncfork_uapi::Hook;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::OwnedFd;
+use std::process::Command;
+
+/// Something the parent does to an arena; it keeps the arena's model true.
+pub type Op = fn(&mut Arena, &mut Rng) -> Outcome;
+
+/// Rounds of a racing test.
+const ROUNDS: usize = 6;
+
+/// Parks an arena of `shape`, does `op` while the child cannot run, and checks both sides. `hook` must have pulled every
+/// chunk of the arena (`all`) or at least one.
+pub fn held(ctx: &Ctx, op: Op, hook: Hook, all: bool, shape: Shape) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    allow_shape(ctx, shape)?;
+    let mut arena = Arena::shaped(&mut rng, shape)?;
+    let chunks = (arena.span().len() / CHUNK) as u64;
+
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    op(&mut arena, &mut rng)?;
+    session.expect_child_held()?;
+    drop(hold);
+
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(chunks)?
+        .pulled(hook, if all { chunks } else { 1 })?;
+    Ok(ended.detail())
+}
+
+/// Forks and does `op` while the child copies at the same time, on a fresh arena each round.
+pub fn racing(ctx: &Ctx, op: Op) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut by_parent = 0;
+    for round in 0..ROUNDS {
+        let mut arena = Arena::new(&mut rng, 8)?;
+        let chunks = arena.chunks();
+        let session = ctx.fork().start(|| arena.verify())?;
+        pause(&mut rng);
+        op(&mut arena, &mut rng)?;
+        let ended = session.finish()?;
+        arena
+            .verify()
+            .map_err(|v| v.at(format!("parent, round {round}")))?;
+        ended.whole(chunks)?;
+        by_parent += ended.report().map_or(0, |r| r.by_parent);
+        arena.span().unmap()?;
+    }
+    Ok(format!(
+        "{ROUNDS} rounds, {by_parent} chunks pulled by the parent"
+    ))
+}
+
+/// Lets the module park what `shape` needs.
+pub fn allow_shape(ctx: &Ctx, shape: Shape) -> Outcome {
+    if matches!(shape, Shape::Partial(_)) && !ctx.control {
+        ctx.module.set("park_partial", 1)?;
+    }
+    Ok(())
+}
+
+/// Does nothing for a random moment, so that rounds differ in who comes first.
+pub fn pause(rng: &mut Rng) {
+    for _ in 0..rng.below(20_000) {
+        std::hint::spin_loop();
+    }
+}
+
+/// A pipe that passes numbers from one process to another.
+pub struct Gate {
+    read: OwnedFd,
+    write: OwnedFd,
+}
+
+impl Gate {
+    /// To be made before the processes part.
+    pub fn new() -> io::Result<Self> {
+        let (read, write) = crate::sys::pipe()?;
+        Ok(Self { read, write })
+    }
+
+    /// Lets one waiter pass.
+    pub fn open(&self, value: i32) -> io::Result<()> {
+        File::from(self.write.try_clone()?).write_all(&value.to_ne_bytes())
+    }
+
+    /// Waits for [`Gate::open`].
+    pub fn pass(&self) -> io::Result<i32> {
+        let mut buf = [0; 4];
+        File::from(self.read.try_clone()?).read_exact(&mut buf)?;
+        Ok(i32::from_ne_bytes(buf))
+    }
+}
+
+/// Loads a module of the distribution.
+pub fn modprobe(name: &str, options: &[&str]) -> Outcome {
+    let status = Command::new("modprobe").arg(name).args(options).status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Verdict::Skip(format!("modprobe {name}: {status}")))
+    }
+}

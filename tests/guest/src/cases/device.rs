@@ -1,0 +1,740 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! /dev/asyncfork: its calls, its errors, who is armed and who is not.
+
+use super::common::Gate;
+use super::Test;
+use crate::board::Board;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::{Hold, Plug};
+use crate::mem::Arena;
+use crate::module::{self, device_error};
+use crate::sys::{self, cvt, is_errno, Exit};
+use crate::verdict::{Context, Outcome, Verdict};
+use asyncfork_uapi::{self as abi, Arm, Device, Outcome as Fate, Reason, Report, State};
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::process::Command;
+
+const PATH: &str = "/dev/asyncfork";
+
+pub const TESTS: &[Test] = &[
+    Test::new("device_says_which_abi_it_speaks", version)
+        .module()
+        .quick(),
+    Test::new(
+        "device_is_a_character_device_for_owner_and_group_only",
+        file_mode,
+    )
+    .module(),
+    Test::new("unknown_ioctls_give_enotty", unknown_ioctls)
+        .module()
+        .quick(),
+    Test::new("bad_arguments_give_einval_and_efault", bad_arguments).module(),
+    Test::new(
+        "second_arm_gives_ebusy_and_the_first_one_counts",
+        double_arm,
+    )
+    .module(),
+    Test::new("report_before_any_fork_says_none", early_report).module(),
+    Test::new("closed_descriptor_disarms", closed)
+        .module()
+        .quick(),
+    Test::new("arm_of_a_thread_that_ends_harms_nobody", thread_ends).module(),
+    Test::new("arm_of_a_process_that_execs_harms_nobody", execs).module(),
+    Test::new("arm_counts_for_its_own_thread_only", other_thread).module(),
+    Test::new("threads_and_vfork_do_not_use_the_arm_up", not_used_up).module(),
+    Test::new("one_arm_serves_one_fork", one_shot).module(),
+    Test::new(
+        "descriptor_passed_to_another_process_serves_that_process",
+        passed_on,
+    )
+    .module(),
+    Test::new(
+        "child_may_ask_and_arm_through_the_inherited_descriptor",
+        inherited,
+    )
+    .module(),
+    Test::new(
+        "switched_off_by_parameter_forks_are_stock_at_once",
+        disabled,
+    )
+    .module()
+    .quick(),
+    Test::new("processes_below_min_rss_fork_as_ever", min_rss).module(),
+    Test::new("process_without_a_parkable_chunk_forks_as_ever", nothing).module(),
+    Test::new("sessions_beyond_the_limit_are_stock", limit).module(),
+    Test::new("recent_lists_ended_sessions_newest_first", recent).module(),
+    Test::new("statistics_are_the_sum_of_the_reports", totals)
+        .module()
+        .quick(),
+    Test::new("times_in_the_report_are_of_the_monotonic_clock", times).module(),
+];
+
+fn open() -> Outcome<Device> {
+    module::open()
+}
+
+fn arm(device: &Device) -> Outcome {
+    Ok(device.arm(&Arm::default()).map_err(device_error)?)
+}
+
+fn report(device: &Device) -> Outcome<Report> {
+    Ok(device.report().map_err(device_error)?)
+}
+
+/// A stock fork() call of this thread, whatever is armed. The child verifies the arena.
+fn plain_fork(arena: &Arena) -> Outcome {
+    let board = Board::new()?;
+    // SAFETY: the child runs board.run() only and never returns.
+    let pid = cvt(unsafe { libc::fork() })?;
+    if pid == 0 {
+        board.run("child", || arena.verify());
+    }
+    board.collect(&["child"])?;
+    claim!(sys::wait(pid)? == Exit::Code(0), "the child failed");
+    arena.verify()
+}
+
+fn version(_: &Ctx) -> Outcome<String> {
+    let v = open()?.version().map_err(device_error)?;
+    claim!(
+        v.abi == abi::ABI_VERSION,
+        "ABI {}, want {}",
+        v.abi,
+        abi::ABI_VERSION
+    );
+    claim!(
+        v.features == 0,
+        "features {:#x}: none are defined",
+        v.features
+    );
+    Ok(format!("ABI {}, up to {} helpers", v.abi, v.max_helpers))
+}
+
+fn file_mode(ctx: &Ctx) -> Outcome<String> {
+    let meta = fs::metadata(PATH).at(PATH)?;
+    claim!(meta.file_type().is_char_device(), "not a character device");
+    claim!(
+        meta.mode() & 0o7777 == 0o660,
+        "mode {:o}, want 660",
+        meta.mode() & 0o7777
+    );
+    let board = Board::new()?;
+    let stranger = ctx.helper(&board, "stranger", || {
+        become_nobody()?;
+        let error = Device::open().err();
+        claim!(
+            error == Some(abi::Error::Open(abi::Errno::ACCESS)),
+            "nobody's open gives {error:?}, want EACCES"
+        );
+        Ok(())
+    })?;
+    sys::wait(stranger)?;
+    board.collect(&["stranger"])?;
+    Ok("660".into())
+}
+
+/// Gives all privileges up.
+pub fn become_nobody() -> io::Result<()> {
+    const NOBODY: u32 = 65534;
+    // SAFETY: changes the calling process's identity only.
+    unsafe {
+        cvt(libc::setgroups(0, std::ptr::null()))?;
+        cvt(libc::setgid(NOBODY))?;
+        cvt(libc::setuid(NOBODY)).map(drop)
+    }
+}
+
+fn raw_open() -> io::Result<fs::File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_CLOEXEC)
+        .open(PATH)
+}
+
+fn raw_ioctl(file: &fs::File, number: u32, arg: usize) -> io::Result<i32> {
+    // SAFETY: callers pass addresses of large enough buffers, or none that can be written.
+    cvt(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(number), arg) })
+}
+
+fn unknown_ioctls(_: &Ctx) -> Outcome<String> {
+    let file = raw_open()?;
+    let mut buffer = vec![0u64; 2048];
+    let known = [
+        abi::IOC_VERSION,
+        abi::IOC_ARM,
+        abi::IOC_REPORT,
+        abi::IOC_STATS,
+        abi::IOC_RECENT,
+    ];
+    // An unused number, the known numbers with another size, another direction and another type.
+    let mut numbers = vec![0x0000_af7f, 0x8008_afff, 0, u32::MAX, 0x5401];
+    for n in known {
+        numbers.extend([n ^ 0x0008_0000, n ^ 0xc000_0000, n ^ 0x0000_0100, n + 5]);
+    }
+    numbers.retain(|n| !known.contains(n));
+    for n in &numbers {
+        let result = raw_ioctl(&file, *n, buffer.as_mut_ptr() as usize);
+        claim!(
+            is_errno(&result, libc::ENOTTY),
+            "ioctl {n:#x} gives {result:?}, want ENOTTY"
+        );
+    }
+    claim!(
+        buffer.iter().all(|&w| w == 0),
+        "an unknown ioctl wrote to its argument"
+    );
+    Ok(format!("{} numbers", numbers.len()))
+}
+
+fn bad_arguments(_: &Ctx) -> Outcome<String> {
+    let file = raw_open()?;
+    let max = open()?.version().map_err(device_error)?.max_helpers;
+    let try_arm = |arm: Arm| raw_ioctl(&file, abi::IOC_ARM, &raw const arm as usize);
+    for flags in [1, 0x8000_0000, u32::MAX] {
+        let result = try_arm(Arm {
+            flags,
+            ..Arm::default()
+        });
+        claim!(
+            is_errno(&result, libc::EINVAL),
+            "flags {flags:#x} give {result:?}, want EINVAL"
+        );
+    }
+    for helpers in [max + 1, 1000, u32::MAX] {
+        let result = try_arm(Arm {
+            helpers,
+            ..Arm::default()
+        });
+        claim!(
+            is_errno(&result, libc::EINVAL),
+            "{helpers} helpers give {result:?}, want EINVAL"
+        );
+    }
+    for n in [
+        abi::IOC_VERSION,
+        abi::IOC_ARM,
+        abi::IOC_REPORT,
+        abi::IOC_STATS,
+        abi::IOC_RECENT,
+    ] {
+        for addr in [0, 0x1000, usize::MAX - 4095] {
+            let result = raw_ioctl(&file, n, addr);
+            claim!(
+                is_errno(&result, libc::EFAULT),
+                "ioctl {n:#x} at {addr:#x} gives {result:?}, want EFAULT"
+            );
+        }
+    }
+    // None of these armed.
+    let device = open()?;
+    arm(&device)?;
+    Ok(format!("up to {max} helpers"))
+}
+
+/// The arming failed because somebody is armed.
+fn is_busy(result: Result<(), abi::Error>) -> bool {
+    matches!(result, Err(abi::Error::Ioctl(_, abi::Errno::BUSY)))
+}
+
+fn double_arm(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let (first, second) = (open()?, open()?);
+    arm(&first)?;
+    claim!(
+        is_busy(first.arm(&Arm::default())),
+        "the same descriptor could be armed twice"
+    );
+    claim!(
+        is_busy(second.arm(&Arm::default())),
+        "the same thread could be armed twice"
+    );
+    let elsewhere = std::thread::scope(|s| {
+        s.spawn(|| is_busy(first.arm(&Arm::default())))
+            .join()
+            .unwrap_or(false)
+    });
+    claim!(
+        elsewhere,
+        "an armed descriptor could be armed by another thread"
+    );
+    plain_fork(&arena)?;
+    let r = report(&first)?;
+    claim!(
+        r.outcome() == Fate::Async,
+        "the first descriptor's fork was {}",
+        r.outcome()
+    );
+    claim!(
+        report(&second)?.outcome() == Fate::None,
+        "the second descriptor has a report"
+    );
+    arm(&second)?;
+    plain_fork(&arena)?;
+    claim!(
+        report(&second)?.outcome() == Fate::Async,
+        "the second descriptor's fork was stock"
+    );
+    Ok("EBUSY three times".into())
+}
+
+fn early_report(_: &Ctx) -> Outcome<String> {
+    let device = open()?;
+    claim!(
+        report(&device)? == Report::default(),
+        "a fresh descriptor reports something"
+    );
+    arm(&device)?;
+    let r = report(&device)?;
+    claim!(
+        r.outcome() == Fate::None && r.state() == State::None,
+        "armed: outcome {}",
+        r.outcome()
+    );
+    Ok("none".into())
+}
+
+/// Runs `body` and demands that it changed neither the number of async nor that of stock forks.
+fn no_session(ctx: &Ctx, body: impl FnOnce() -> Outcome) -> Outcome {
+    let before = ctx.stats()?;
+    body()?;
+    let after = ctx.stats()?;
+    let forks = |s: &abi::Stats| (s.r#async, s.stock, s.failed);
+    claim!(
+        forks(&before) == forks(&after),
+        "an unarmed fork was taken for an armed one: {:?}",
+        forks(&after)
+    );
+    Ok(())
+}
+
+fn closed(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    for _ in 0..3 {
+        let device = open()?;
+        arm(&device)?;
+        drop(device);
+        no_session(ctx, || plain_fork(&arena))?;
+    }
+    let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+    ended.whole(4)?;
+    Ok(ended.detail())
+}
+
+fn thread_ends(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let mut left = Vec::new();
+    for _ in 0..5 {
+        let device = std::thread::spawn(|| -> Outcome<Device> {
+            let device = open()?;
+            arm(&device)?;
+            Ok(device)
+        })
+        .join()
+        .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
+        left.push(device);
+        no_session(ctx, || plain_fork(&arena))?;
+    }
+    drop(left);
+    ctx.fork().start(|| arena.verify())?.finish()?.whole(4)?;
+    Ok("5 threads".into())
+}
+
+fn execs(ctx: &Ctx) -> Outcome<String> {
+    // With close-on-exec, and with a descriptor that stays open in the new program.
+    for keep in [false, true] {
+        let board = Board::new()?;
+        let pid = ctx.helper(&board, "execs", || {
+            let device = open()?;
+            arm(&device)?;
+            if keep {
+                let file = raw_open()?;
+                // SAFETY: dup() of a descriptor we own, left open on purpose.
+                cvt(unsafe { libc::dup(file.as_raw_fd()) })?;
+            }
+            let args = [
+                c"/bin/sh".as_ptr(),
+                c"-c".as_ptr(),
+                c"(/bin/true); /bin/true".as_ptr(),
+                std::ptr::null(),
+            ];
+            // SAFETY: a null-terminated array of C strings.
+            unsafe { libc::execv(args[0], args.as_ptr()) };
+            Err(Verdict::Broken(format!(
+                "exec: {}",
+                io::Error::last_os_error()
+            )))
+        })?;
+        claim!(sys::wait(pid)? == Exit::Code(0), "the new program failed");
+        board.collect(&[])?;
+    }
+    Ok("twice".into())
+}
+
+fn other_thread(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let device = open()?;
+    arm(&device)?;
+    std::thread::scope(|s| {
+        s.spawn(|| no_session(ctx, || plain_fork(&arena)))
+            .join()
+            .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))
+    })?;
+    claim!(
+        report(&device)?.outcome() == Fate::None,
+        "another thread's fork used the arm up"
+    );
+    plain_fork(&arena)?;
+    claim!(
+        report(&device)?.outcome() == Fate::Async,
+        "the armed thread's fork was stock"
+    );
+    Ok("async".into())
+}
+
+fn not_used_up(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let device = open()?;
+    arm(&device)?;
+    let thread = std::thread::spawn(|| 1);
+    claim!(thread.join().is_ok_and(|n| n == 1), "the thread failed");
+    let status = Command::new("/bin/true").status()?;
+    claim!(status.success(), "a spawned program failed");
+    claim!(
+        report(&device)?.outcome() == Fate::None,
+        "a thread or a vfork used the arm up"
+    );
+    plain_fork(&arena)?;
+    claim!(
+        report(&device)?.outcome() == Fate::Async,
+        "the fork was stock"
+    );
+    Ok("async".into())
+}
+
+fn one_shot(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let device = open()?;
+    for round in 0..3 {
+        arm(&device)?;
+        plain_fork(&arena)?;
+        let first = report(&device)?;
+        claim!(
+            first.outcome() == Fate::Async,
+            "round {round}: outcome {}",
+            first.outcome()
+        );
+        no_session(ctx, || plain_fork(&arena))?;
+        claim!(
+            report(&device)?.id == first.id,
+            "round {round}: an unarmed fork changed the report"
+        );
+    }
+    Ok("3 rounds".into())
+}
+
+fn passed_on(ctx: &Ctx) -> Outcome<String> {
+    let device = open()?;
+    let board = Board::new()?;
+    let user = ctx.helper(&board, "user", || {
+        become_nobody()?;
+        let arena = Arena::new(&mut ctx.rng(), 8)?;
+        arm(&device)?;
+        plain_fork(&arena)
+    })?;
+    sys::wait(user)?;
+    board.collect(&["user"])?;
+    let r = report(&device)?;
+    claim!(
+        r.outcome() == Fate::Async && r.parent_pid == user,
+        "outcome {} of process {}",
+        r.outcome(),
+        r.parent_pid
+    );
+    Ok(crate::session::summary(&r))
+}
+
+fn inherited(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let device = open()?;
+    arm(&device)?;
+    let board = Board::new()?;
+    // SAFETY: the child runs board.run() only and never returns.
+    let pid = cvt(unsafe { libc::fork() })?;
+    if pid == 0 {
+        board.run("child", || {
+            let r = report(&device)?;
+            claim!(
+                r.outcome() == Fate::Async && r.child_pid == sys::pid(),
+                "the child reads {r:?}"
+            );
+            arena.verify()?;
+            arm(&device)?;
+            plain_fork(&arena)?;
+            let r = report(&device)?;
+            claim!(
+                r.outcome() == Fate::Async && r.parent_pid == sys::pid(),
+                "the child's own fork reads {r:?}"
+            );
+            Ok(())
+        });
+    }
+    board.collect(&["child"])?;
+    sys::wait(pid)?;
+    let r = report(&device)?;
+    claim!(
+        r.parent_pid == pid,
+        "the shared descriptor reports process {}, want the last user {pid}",
+        r.parent_pid
+    );
+    arena.verify()?;
+    Ok("shared".into())
+}
+
+fn disabled(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let before = ctx.stats()?.stock_by(Reason::Disabled);
+    for on in [false, true, false, true] {
+        ctx.module.set("enabled", u8::from(on))?;
+        claim!(
+            ctx.stats()?.enabled == u64::from(on),
+            "the statistics do not show enabled={on}"
+        );
+        let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+        if on {
+            ended.whole(4)?;
+        } else {
+            ended.stock(Reason::Disabled)?;
+        }
+    }
+    let counted = ctx.stats()?.stock_by(Reason::Disabled) - before;
+    claim!(counted == 2, "{counted} forks counted as disabled, want 2");
+
+    // A session that runs already is finished, not broken.
+    let mut arena = arena;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    ctx.module.set("enabled", 0)?;
+    arena.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended.whole(4)?;
+    Ok(ended.detail())
+}
+
+fn min_rss(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 16)?;
+    ctx.fork()
+        .min_rss(1 << 40)
+        .start(|| arena.verify())?
+        .finish()?
+        .stock(Reason::MinRss)?;
+    ctx.fork()
+        .min_rss(8 << 20)
+        .start(|| arena.verify())?
+        .finish()?
+        .whole(8)?;
+    Ok("16 MiB lie between".into())
+}
+
+fn nothing(ctx: &Ctx) -> Outcome<String> {
+    ctx.fork()
+        .start(|| Ok(()))?
+        .finish()?
+        .stock(Reason::Nothing)?;
+    Ok("stock".into())
+}
+
+fn limit(ctx: &Ctx) -> Outcome<String> {
+    let board = Board::new()?;
+    let (parked, go) = (Gate::new()?, Gate::new()?);
+    let max = ctx.module.get("max_sessions")?;
+    let other = ctx.helper(&board, "other", || {
+        let plug = Plug::new()?;
+        let arena = Arena::new(&mut ctx.rng(), 8)?;
+        let hold = plug.hold()?;
+        let session = ctx.fork().start(|| arena.verify())?;
+        session.expect_running()?;
+        hold.step_aside()?;
+        parked.open(0)?;
+        go.pass()?;
+        session.expect_child_held()?;
+        drop(hold);
+        session.finish()?.whole(4).map(drop)
+    })?;
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    parked.pass()?;
+    ctx.module.set("max_sessions", 1)?;
+    let result = ctx
+        .fork()
+        .start(|| arena.verify())?
+        .finish()
+        .and_then(|e| e.stock(Reason::Limit).map(drop));
+    ctx.module.set("max_sessions", max)?;
+    go.open(0)?;
+    sys::wait(other)?;
+    board.collect(&["other"])?;
+    result?;
+    ctx.fork().start(|| arena.verify())?.finish()?.whole(4)?;
+    Ok("limit 1".into())
+}
+
+fn recent(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let mut children = Vec::new();
+    let device = open()?;
+    for _ in 0..abi::RECENT_MAX + 3 {
+        let session = ctx.fork().start(|| Ok(()))?;
+        children.push(session.pid);
+        session.finish()?.whole(4)?;
+    }
+    arena.verify()?;
+    let recent = device.recent().map_err(device_error)?;
+    let entries = recent.entries();
+    claim!(
+        entries.len() == abi::RECENT_MAX,
+        "{} entries, want {}",
+        entries.len(),
+        abi::RECENT_MAX
+    );
+    for (entry, pid) in entries.iter().zip(children.iter().rev()) {
+        claim!(
+            entry.child_pid == *pid && entry.parent_pid == sys::pid(),
+            "{entry:?} where child {pid} should be"
+        );
+        claim!(
+            entry.state() == State::Done && entry.outcome() == Fate::Async,
+            "{entry:?} is not ended"
+        );
+        claim!(
+            entry.comm().starts_with(b"asyncfork-guest"),
+            "the parent's name is {:?}",
+            entry.comm()
+        );
+    }
+    claim!(
+        entries.is_sorted_by(|a, b| a.id > b.id),
+        "session numbers do not fall"
+    );
+    Ok(format!("{} entries", entries.len()))
+}
+
+fn totals(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 8)?;
+    let before = ctx.stats()?;
+    let mut reports = Vec::new();
+    for round in 0..6 {
+        let hold = if round % 2 == 0 {
+            Some(Hold::new()?)
+        } else {
+            None
+        };
+        let session = ctx.fork().start(|| arena.verify())?;
+        let range = rng.range(arena.pages(), 900);
+        arena.write_range(range, round + 1);
+        if round == 4 {
+            sys::kill(session.pid, libc::SIGKILL)?;
+        }
+        drop(hold);
+        let ended = session.finish_killed()?;
+        ended.parked(4)?;
+        reports.extend(ended.report().copied());
+    }
+    arena.verify()?;
+    let after = ctx.stats()?;
+    let sum = |field: fn(&Report) -> u64| reports.iter().map(field).sum::<u64>();
+    let rows = [
+        ("armed", after.armed - before.armed, 6),
+        ("async", after.r#async - before.r#async, 6),
+        ("running", after.running, 0),
+        (
+            "aborted",
+            after.aborted - before.aborted,
+            sum(|r| u64::from(r.state() == State::Aborted)),
+        ),
+        ("parked", after.parked - before.parked, sum(|r| r.parked)),
+        ("eager", after.eager - before.eager, sum(|r| r.eager)),
+        (
+            "reattached",
+            after.reattached - before.reattached,
+            sum(|r| r.reattached),
+        ),
+        ("odd", after.odd - before.odd, sum(|r| r.odd)),
+        (
+            "by_child",
+            after.by_child - before.by_child,
+            sum(|r| r.by_child),
+        ),
+        (
+            "by_parent",
+            after.by_parent - before.by_parent,
+            sum(|r| r.by_parent),
+        ),
+        (
+            "by_other",
+            after.by_other - before.by_other,
+            sum(|r| r.by_other),
+        ),
+        (
+            "parent_pull_ns",
+            after.parent_pull_ns - before.parent_pull_ns,
+            sum(|r| r.parent_pull_ns),
+        ),
+        (
+            "copy_ns",
+            after.copy_ns - before.copy_ns,
+            sum(|r| r.copy_ns),
+        ),
+    ];
+    for (name, total, want) in rows {
+        claim!(
+            total == want,
+            "{name}: the total grew by {total}, the reports say {want}"
+        );
+    }
+    for (i, (was, is)) in before.pulls.iter().zip(after.pulls).enumerate() {
+        let want: u64 = reports.iter().map(|r| r.pulls[i]).sum();
+        claim!(
+            is - was == want,
+            "pulls of hook {i} grew by {}, the reports say {want}",
+            is - was
+        );
+    }
+    Ok(format!("{} chunks parked", sum(|r| r.parked)))
+}
+
+fn times(ctx: &Ctx) -> Outcome<String> {
+    let mut arena = Arena::new(&mut ctx.rng(), 16)?;
+    let before = sys::now_ns();
+    let session = ctx.fork().start(|| arena.verify())?;
+    let forked = sys::now_ns();
+    arena.fill(1);
+    let ended = session.finish()?;
+    let over = sys::now_ns();
+    arena.verify()?;
+    ended
+        .whole(8)?
+        .holds("parking began during fork()", |r| {
+            before <= r.start_ns && r.start_ns <= forked
+        })?
+        .holds("parking took a part of fork()", |r| {
+            0 < r.park_ns && r.park_ns <= forked - before
+        })?
+        .holds("the copy took a part of the child's life", |r| {
+            0 < r.copy_ns && r.copy_ns <= over - before
+        })?
+        .holds("the longest pull is one of all", |r| {
+            r.parent_pull_max_ns <= r.parent_pull_ns
+        })?
+        .holds("the side arrays have a size", |r| {
+            r.meta_bytes >= 8 * r.parked
+        })?;
+    Ok(ended.detail())
+}

@@ -1,0 +1,219 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Memory that is not parked keeps its fork semantics, right beside memory that is.
+
+use super::Test;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{probe, Arena, Span, Want, CHUNK};
+use crate::procfs::Setting;
+use crate::rng::Rng;
+use crate::skip_unless;
+use crate::sys;
+use crate::verdict::{Context, Outcome};
+use std::os::fd::AsFd;
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+/// The special area lies between two parkable ones of this many chunks each.
+const SIDE: usize = 2;
+const MIDDLE: usize = 2;
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "shared_anonymous_memory_stays_shared_beside_parked_memory",
+        |c| beside(c, &SHARED),
+    )
+    .quick(),
+    Test::new(
+        "shared_file_mapping_stays_shared_beside_parked_memory",
+        |c| beside(c, &SHARED_FILE),
+    ),
+    Test::new("private_file_mapping_is_copied_beside_parked_memory", |c| {
+        beside(c, &PRIVATE_FILE)
+    })
+    .quick(),
+    Test::new("hugetlb_memory_is_copied_beside_parked_memory", |c| {
+        beside(c, &HUGETLB)
+    }),
+    Test::new(
+        "wipeonfork_memory_is_zero_in_the_child_beside_parked_memory",
+        |c| beside(c, &WIPE),
+    )
+    .quick(),
+    Test::new(
+        "dontfork_memory_is_missing_in_the_child_beside_parked_memory",
+        |c| beside(c, &DONTFORK),
+    ),
+    Test::new("growsdown_memory_is_copied_beside_parked_memory", |c| {
+        beside(c, &GROWSDOWN)
+    }),
+    Test::new("mergeable_memory_is_copied_beside_parked_memory", |c| {
+        beside(c, &MERGEABLE)
+    }),
+    Test::new(
+        "advice_given_while_parked_counts_for_the_next_fork",
+        advice_while_parked,
+    ),
+];
+
+/// A kind of memory that is never parked.
+struct Kind {
+    map: fn(Span) -> Outcome,
+    /// What the child must see.
+    child: Child,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Child {
+    /// The parent's memory, later stores included, both ways.
+    Shared,
+    /// A private copy.
+    Copied,
+    Zero,
+    Missing,
+}
+
+const SHARED: Kind = Kind {
+    map: |s| Ok(s.map(RW, libc::MAP_SHARED)?),
+    child: Child::Shared,
+};
+const SHARED_FILE: Kind = Kind {
+    map: |s| map_file(s, libc::MAP_SHARED),
+    child: Child::Shared,
+};
+const PRIVATE_FILE: Kind = Kind {
+    map: |s| map_file(s, libc::MAP_PRIVATE),
+    child: Child::Copied,
+};
+const HUGETLB: Kind = Kind {
+    map: map_hugetlb,
+    child: Child::Copied,
+};
+const WIPE: Kind = Kind {
+    map: |s| map_advised(s, libc::MADV_WIPEONFORK),
+    child: Child::Zero,
+};
+const DONTFORK: Kind = Kind {
+    map: |s| map_advised(s, libc::MADV_DONTFORK),
+    child: Child::Missing,
+};
+const GROWSDOWN: Kind = Kind {
+    map: |s| Ok(s.map(RW, libc::MAP_PRIVATE | libc::MAP_GROWSDOWN)?),
+    child: Child::Copied,
+};
+const MERGEABLE: Kind = Kind {
+    map: |s| map_advised(s, libc::MADV_MERGEABLE),
+    child: Child::Copied,
+};
+
+fn map_file(span: Span, flags: i32) -> Outcome {
+    let file = sys::memfd(span.len())?;
+    Ok(span.map_fd(RW, flags, file.as_fd(), 0)?)
+}
+
+fn map_hugetlb(span: Span) -> Outcome {
+    std::mem::forget(Setting::new("/proc/sys/vm/nr_hugepages", 3 * MIDDLE)?);
+    let mapped = span.map(RW, libc::MAP_PRIVATE | libc::MAP_HUGETLB);
+    skip_unless!(mapped.is_ok(), "no huge pages to be had");
+    Ok(())
+}
+
+fn map_advised(span: Span, advice: i32) -> Outcome {
+    span.map(RW, libc::MAP_PRIVATE)?;
+    span.advise(libc::MADV_NOHUGEPAGE)?;
+    span.advise(advice).at("madvise")
+}
+
+/// The area's first words, which parent and child change.
+const PARENT_MARK: usize = 8;
+const CHILD_MARK: usize = 16;
+
+fn beside(ctx: &Ctx, kind: &Kind) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let room = Span::reserve((2 * SIDE + MIDDLE) * CHUNK)?;
+    let middle = room.part(SIDE * CHUNK, MIDDLE * CHUNK);
+    let mut sides = Vec::new();
+    for off in [0, (SIDE + MIDDLE) * CHUNK] {
+        let span = room.part(off, SIDE * CHUNK);
+        span.map(RW, libc::MAP_PRIVATE)?;
+        span.advise(libc::MADV_NOHUGEPAGE)?;
+        let mut side = Arena::adopt(&mut rng, span, Want::Zero);
+        side.fill(0);
+        sides.push(side);
+    }
+    // How much is parked without the area: the process has other memory than the sides.
+    let before = ctx.fork().start(|| Ok(()))?.finish()?;
+    let parked_before = before.report().map_or(2 * SIDE as u64, |r| r.parked);
+
+    (kind.map)(middle)?;
+    let mut area = Arena::adopt(&mut rng, middle, Want::Zero);
+    area.fill(0);
+
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        sides.iter().try_for_each(Arena::verify)?;
+        let mut mine = area.clone();
+        match kind.child {
+            Child::Copied => {}
+            Child::Shared => mine.expect_word(0, PARENT_MARK, 1),
+            Child::Zero => mine.expect(0..mine.pages(), Want::Zero),
+            Child::Missing => mine.expect(0..mine.pages(), Want::Fault),
+        }
+        mine.verify().at("special area")?;
+        if kind.child != Child::Missing {
+            middle.store(CHILD_MARK, 2);
+        }
+        Ok(())
+    })?;
+    session.expect_running()?;
+    middle.store(PARENT_MARK, 1);
+    area.expect_word(0, PARENT_MARK, 1);
+    for side in &mut sides {
+        side.fill(1);
+    }
+    session.expect_child_held()?;
+    drop(hold);
+
+    let ended = session.finish()?;
+    if kind.child == Child::Shared {
+        area.expect_word(0, CHILD_MARK, 2);
+    }
+    sides.iter().try_for_each(Arena::verify)?;
+    area.verify().at("special area, parent")?;
+    middle.unmap()?;
+    ended.whole(2 * SIDE as u64)?.holds(
+        &format!("as much is parked as without the area ({parked_before})"),
+        |r| r.parked == parked_before,
+    )?;
+    Ok(ended.detail())
+}
+
+fn advice_while_parked(ctx: &Ctx) -> Outcome<String> {
+    let mut rng: Rng = ctx.rng();
+    let arena = Arena::new(&mut rng, 16)?;
+    let (wiped, dropped) = (arena.chunk(2), arena.chunk(5));
+    let hold = Hold::new()?;
+    let first = ctx.fork().start(|| arena.verify())?;
+    first.expect_running()?;
+    arena.part(wiped.clone()).advise(libc::MADV_WIPEONFORK)?;
+    arena.part(dropped.clone()).advise(libc::MADV_DONTFORK)?;
+    let second = ctx.fork().start(|| {
+        let mut mine = arena.clone();
+        mine.expect(wiped.clone(), Want::Zero);
+        mine.expect(dropped.clone(), Want::Fault);
+        claim!(
+            !probe::readable(arena.part(dropped.clone())),
+            "MADV_DONTFORK memory is there"
+        );
+        mine.verify()
+    })?;
+    drop(hold);
+    let ended = first.finish().map_err(|v| v.at("first child"))?;
+    second
+        .finish()
+        .map_err(|v| v.at("second child"))?
+        .whole(6)?;
+    arena.verify()?;
+    ended.whole(arena.chunks())?;
+    Ok(ended.detail())
+}

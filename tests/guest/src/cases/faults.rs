@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Every allocation of the module fails once. Needs a module built with fault injection.
+
+use super::Test;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::Arena;
+use crate::verdict::Outcome;
+use crate::{claim, skip_unless};
+use asyncfork_uapi::{Outcome as Fate, Reason, State};
+use std::path::Path;
+
+const CHUNKS: u64 = 8;
+
+pub const TESTS: &[Test] = &[
+    Test::new("failed_allocations_while_parking_lose_nothing", parking).module(),
+    Test::new("failed_allocations_while_pulling_lose_nothing", pulling).module(),
+];
+
+fn expect_injection() -> Outcome {
+    skip_unless!(
+        Path::new("/sys/module/asyncfork/parameters/fault_count").exists(),
+        "the module was built without fault injection"
+    );
+    Ok(())
+}
+
+/// `count` allocations fail after `skip` others.
+fn inject(ctx: &Ctx, skip: u32, count: u32) -> Outcome {
+    ctx.module.set("fault_count", 0)?;
+    ctx.module.set("fault_skip", skip)?;
+    ctx.module.set("fault_count", count)?;
+    Ok(())
+}
+
+/// Allocations that were to fail and have not been made.
+fn left(ctx: &Ctx) -> Outcome<u32> {
+    ctx.module
+        .get("fault_count")?
+        .parse()
+        .map_err(|e| crate::verdict::Verdict::Broken(format!("fault_count: {e}")))
+}
+
+/// The n-th allocation of the fork fails, for every n that there is.
+fn parking(ctx: &Ctx) -> Outcome<String> {
+    expect_injection()?;
+    let mut arena = Arena::new(&mut ctx.rng(), 2 * CHUNKS as usize)?;
+    let (mut stock, mut whole, mut aborted) = (0, 0, 0);
+    for skip in 0.. {
+        claim!(
+            skip < 200,
+            "a fork of {CHUNKS} chunks makes more than 200 allocations"
+        );
+        let hold = Hold::new()?;
+        inject(ctx, skip, 1)?;
+        let session = ctx.fork().start(|| arena.verify())?;
+        let unused = left(ctx)?;
+        ctx.module.set("fault_count", 0)?;
+        arena.write_range(0..900, 1 + skip);
+        drop(hold);
+        let ended = session.finish_killed()?;
+        arena.verify()?;
+        match ended.report() {
+            Some(r) if r.outcome() == Fate::Stock => {
+                ended.stock(Reason::NoMemory)?;
+                stock += 1;
+            }
+            Some(r) if r.state() == State::Aborted => aborted += 1,
+            _ => {
+                claim!(
+                    !ended.was_killed(),
+                    "the child was killed although its session is complete"
+                );
+                ended.parked(1)?.done()?;
+                whole += 1;
+            }
+        }
+        if unused > 0 {
+            break;
+        }
+    }
+    Ok(format!(
+        "{stock} stock, {whole} complete, {aborted} aborted"
+    ))
+}
+
+/// From the n-th allocation on, all of the pulls' fail, more than the reserve has.
+fn pulling(ctx: &Ctx) -> Outcome<String> {
+    expect_injection()?;
+    let mut arena = Arena::new(&mut ctx.rng(), 2 * CHUNKS as usize)?;
+    let (mut whole, mut killed) = (0, 0);
+    for skip in 0..CHUNKS as u32 {
+        for parent_first in [true, false] {
+            let hold = Hold::new()?;
+            let session = ctx.fork().start(|| arena.verify())?;
+            session.expect_running()?;
+            inject(ctx, skip, 1000)?;
+            if parent_first {
+                arena.fill(1 + skip);
+            }
+            drop(hold);
+            let ended = session.finish_killed()?;
+            ctx.module.set("fault_count", 0)?;
+            arena.verify()?;
+            ended.parked(CHUNKS)?;
+            if ended.was_killed() {
+                ended.aborted()?;
+                killed += 1;
+            } else {
+                ended.done()?;
+                whole += 1;
+            }
+            ctx.fork()
+                .start(|| arena.verify())?
+                .finish()?
+                .whole(CHUNKS)?;
+        }
+    }
+    claim!(killed > 0, "no session was aborted");
+    Ok(format!("{whole} complete, {killed} aborted"))
+}

@@ -1,0 +1,118 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Helper threads that copy beside the child.
+
+use super::writes::overwrite_random;
+use super::Test;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::Plug;
+use crate::mem::{Arena, Shape};
+use crate::module;
+use crate::sys;
+use crate::verdict::Outcome;
+use asyncfork_uapi::{Hook, State};
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "one_helper_completes_the_image_of_a_child_that_cannot_run",
+        |c| alone(c, 1),
+    )
+    .module()
+    .quick(),
+    Test::new(
+        "two_helpers_complete_the_image_of_a_child_that_cannot_run",
+        |c| alone(c, 2),
+    )
+    .module(),
+    Test::new("helpers_child_and_writing_parent_disturb_nobody", together).quick(),
+    Test::new(
+        "child_killed_beside_helpers_costs_the_parent_nothing",
+        killed,
+    ),
+    Test::new("as_many_helpers_as_the_module_allows_disturb_nobody", most),
+];
+
+fn alone(ctx: &Ctx, helpers: u32) -> Outcome<String> {
+    let plug = Plug::new()?;
+    let mut arena = Arena::new(&mut ctx.rng(), 32)?;
+    let hold = plug.hold()?;
+    let session = ctx.fork().helpers(helpers).start(|| arena.verify())?;
+    session.expect_running()?;
+    hold.step_aside()?;
+    let done = sys::poll_until(|| -> Outcome<Option<()>> {
+        Ok(session
+            .report()?
+            .is_none_or(|r| r.state() != State::Running)
+            .then_some(()))
+    })?;
+    claim!(done.is_some(), "the helpers never finish");
+    session.expect_child_held()?;
+    arena.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended
+        .whole(16)?
+        .pulled(Hook::Helper, 1)?
+        .holds("the helpers copied all that the parent did not", |r| {
+            r.by_helper + r.by_parent == r.parked
+        })?
+        .holds("as many helpers as asked for", |r| r.helpers == helpers)?;
+    Ok(ended.detail())
+}
+
+fn together(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let (mut by_helper, mut by_child) = (0, 0);
+    for _ in 0..8 {
+        let helpers = 1 + rng.below(2) as u32;
+        let session = ctx.fork().helpers(helpers).start(|| arena.verify())?;
+        overwrite_random(&mut arena, &mut rng)?;
+        let ended = session.finish()?;
+        arena.verify()?;
+        arena.fill(0);
+        let report = ended.whole(8)?.report();
+        by_helper += report.map_or(0, |r| r.by_helper);
+        by_child += report.map_or(0, |r| r.by_child);
+    }
+    Ok(format!(
+        "8 forks, helpers pulled {by_helper} chunks, children {by_child}"
+    ))
+}
+
+fn killed(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let mut aborted = 0;
+    for round in 0..12 {
+        let session = ctx.fork().helpers(2).start(|| arena.verify())?;
+        super::common::pause(&mut rng);
+        sys::kill(session.pid, libc::SIGKILL)?;
+        let range = rng.range(arena.pages(), 900);
+        arena.write_range(range, round + 1);
+        let ended = session.finish_killed()?;
+        arena.verify()?;
+        aborted += u32::from(ended.parked(8)?.report().is_some_and(|r| r.reattached > 0));
+    }
+    Ok(format!("12 rounds, {aborted} aborted"))
+}
+
+fn most(ctx: &Ctx) -> Outcome<String> {
+    let max = if ctx.control {
+        0
+    } else {
+        module::open()?
+            .version()
+            .map_err(module::device_error)?
+            .max_helpers
+    };
+    let mut rng = ctx.rng();
+    let mut arena = Arena::shaped(&mut rng, Shape::Whole(32))?;
+    let session = ctx.fork().helpers(max).start(|| arena.verify())?;
+    overwrite_random(&mut arena, &mut rng)?;
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended.whole(16)?;
+    Ok(format!("{max} helpers; {}", ended.detail()))
+}

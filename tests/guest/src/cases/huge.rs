@@ -1,0 +1,332 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Transparent huge pages: whole, split, made and broken up during a session.
+
+use super::common::pause;
+use super::Test;
+use crate::board::Board;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES};
+use crate::procfs::{self, Setting};
+use crate::require;
+use crate::rng::Rng;
+use crate::sys;
+use crate::verdict::{Outcome, Verdict};
+use std::fs;
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
+const MADV_COLLAPSE: i32 = 25;
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "huge_pages_are_copied_at_the_fork_beside_parked_chunks",
+        whole,
+    )
+    .quick(),
+    Test::new(
+        "huge_and_small_chunks_of_one_mapping_reach_both_sides",
+        mixed,
+    ),
+    Test::new(
+        "huge_pages_mapped_by_small_entries_reach_both_sides",
+        pte_mapped,
+    )
+    .quick(),
+    Test::new(
+        "splitting_huge_pages_during_sessions_loses_nothing",
+        split_racing,
+    ),
+    Test::new(
+        "madv_collapse_of_parked_memory_loses_nothing",
+        collapse_parent,
+    ),
+    Test::new("madv_collapse_by_the_child_loses_nothing", collapse_child),
+    Test::new("khugepaged_during_sessions_loses_nothing", khugepaged),
+    Test::new("huge_zero_pages_stay_zero_on_both_sides", huge_zero),
+];
+
+/// A mapping of `mib` MiB with huge pages in those chunks that `huge` names, filled with generation 0. It gets no further
+/// huge pages unless it is advised to.
+fn arena(rng: &mut Rng, mib: usize, huge: impl Fn(usize) -> bool) -> Outcome<Arena> {
+    let _setting = Setting::new(ENABLED, "always")?;
+    let span = Span::reserve(mib << 20)?;
+    span.map(RW, libc::MAP_PRIVATE)?;
+    let mut arena = Arena::adopt(rng, span, Want::Zero);
+    for (advice, want) in [(libc::MADV_HUGEPAGE, true), (libc::MADV_NOHUGEPAGE, false)] {
+        span.advise(advice)?;
+        for chunk in (0..span.len() / CHUNK).filter(|&c| huge(c) == want) {
+            let pages = arena.chunk(chunk);
+            arena.write_range(pages, 0);
+        }
+    }
+    let want = (0..span.len() / CHUNK).filter(|&c| huge(c)).count();
+    let got = huge_chunks(span)?;
+    require!(got == want, "{got} huge pages, want {want}");
+    Ok(arena)
+}
+
+/// Number of huge pages mapped as such.
+fn huge_chunks(span: Span) -> Outcome<usize> {
+    Ok(procfs::smaps(0, span, "AnonHugePages")? / (CHUNK >> 10))
+}
+
+fn whole(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut huge = arena(&mut rng, 16, |_| true)?;
+    let mut small = Arena::new(&mut rng, 8)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        huge.verify()?;
+        small.verify()
+    })?;
+    session.expect_running()?;
+    huge.write_range(100..3000, 1);
+    huge.part(3500..3700).advise(libc::MADV_DONTNEED)?;
+    huge.expect(3500..3700, Want::Zero);
+    small.fill(1);
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    huge.verify()?;
+    small.verify()?;
+    ended
+        .whole(4)?
+        .holds("huge chunks were copied during the fork", |r| r.eager >= 8)?;
+    Ok(ended.detail())
+}
+
+fn mixed(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = arena(&mut rng, 16, |chunk| chunk % 2 == 0)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    for page in arena.shuffled(&mut rng).into_iter().step_by(3) {
+        arena.write(page, 1);
+    }
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended
+        .whole(4)?
+        .holds("huge chunks were copied during the fork", |r| r.eager >= 4)?;
+    Ok(ended.detail())
+}
+
+/// Giving up one page of a huge page makes the kernel map the rest of it by small entries.
+fn pte_mapped_arena(rng: &mut Rng, mib: usize) -> Outcome<Arena> {
+    let mut arena = arena(rng, mib, |_| true)?;
+    for chunk in 0..arena.chunks() as usize {
+        let page = chunk * CHUNK_PAGES + rng.below(CHUNK_PAGES);
+        arena.part(page..page + 1).advise(libc::MADV_DONTNEED)?;
+        arena.expect(page..page + 1, Want::Zero);
+    }
+    let left = huge_chunks(arena.span())?;
+    require!(left == 0, "{left} huge pages are still mapped as such");
+    Ok(arena)
+}
+
+fn pte_mapped(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = pte_mapped_arena(&mut rng, 16)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    for page in arena.shuffled(&mut rng).into_iter().step_by(3) {
+        arena.write(page, 1);
+    }
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended
+        .whole(8)?
+        .holds("chunks with large folios were copied as odd ones", |r| {
+            r.odd >= 8
+        })?;
+    Ok(ended.detail())
+}
+
+/// debugfs splits huge pages of the parent while it forks.
+fn split_racing(ctx: &Ctx) -> Outcome<String> {
+    const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
+    let mut rng = ctx.rng();
+    let (mut parked, before) = (0, procfs::vmstat("thp_split_page")?);
+    let parent = sys::pid();
+    for round in 0..6 {
+        let mut arena = pte_mapped_arena(&mut rng, 8)?;
+        let (board, span) = (Board::new()?, arena.span());
+        let splitter = ctx.helper(&board, "splitter", || {
+            for _ in 0..4 {
+                fs::write(
+                    SPLIT,
+                    format!("{parent},{:#x},{:#x}", span.addr(), span.end()),
+                )?;
+            }
+            Ok(())
+        })?;
+        for n in 0..3 {
+            let session = ctx.fork().start(|| arena.verify())?;
+            pause(&mut rng);
+            let range = rng.range(arena.pages(), 800);
+            arena.write_range(range, 1 + n);
+            let ended = session.finish()?;
+            parked += ended.whole(4)?.report().map_or(0, |r| r.parked);
+            arena
+                .verify()
+                .map_err(|v| v.at(format!("parent, round {round}")))?;
+        }
+        sys::wait(splitter)?;
+        board.collect(&["splitter"])?;
+        span.unmap()?;
+    }
+    let split = procfs::vmstat("thp_split_page")? - before;
+    require!(split > 0, "not one huge page was split");
+    Ok(format!(
+        "18 forks, {parked} chunks parked, {split} huge pages split"
+    ))
+}
+
+/// MADV_COLLAPSE may refuse (EAGAIN and friends: the pages are shared now); contents must not change either way.
+fn try_collapse(span: Span) -> Outcome<bool> {
+    span.advise(libc::MADV_HUGEPAGE)?;
+    match span.advise(MADV_COLLAPSE) {
+        Ok(()) => Ok(true),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::EINVAL) if !procfs_has_collapse() => {
+                Err(Verdict::Skip("no MADV_COLLAPSE in this kernel".into()))
+            }
+            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM | libc::EINVAL) => Ok(false),
+            _ => Err(e.into()),
+        },
+    }
+}
+
+/// MADV_COLLAPSE came with Linux 6.1.
+fn procfs_has_collapse() -> bool {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut parts = release
+        .split(['.', '-'])
+        .map_while(|p| p.parse::<u32>().ok());
+    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (6, 1)
+}
+
+fn collapse_parent(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut collapsed = 0;
+    for round in 0..8 {
+        let mut arena = arena(&mut rng, 8, |_| false)?;
+        let hold = if round % 2 == 0 {
+            Some(Hold::new()?)
+        } else {
+            None
+        };
+        let session = ctx.fork().start(|| arena.verify())?;
+        session.expect_running()?;
+        for chunk in 0..4 {
+            collapsed += u32::from(try_collapse(arena.part(arena.chunk(chunk)))?);
+        }
+        arena.verify()?;
+        arena.write_range(300..1700, 1);
+        drop(hold);
+        let ended = session.finish()?;
+        arena.verify().map_err(|v| v.at("parent"))?;
+        ended.whole(4)?;
+        // With the session over nothing is in the way.
+        try_collapse(arena.span())?;
+        arena.verify().map_err(|v| v.at("parent, collapsed"))?;
+        arena.span().unmap()?;
+    }
+    Ok(format!("8 forks, {collapsed} chunks collapsed meanwhile"))
+}
+
+fn collapse_child(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = arena(&mut rng, 8, |_| false)?;
+    for round in 1..5 {
+        let session = ctx.fork().start(|| {
+            try_collapse(arena.span())?;
+            arena.verify()?;
+            let mut mine = arena.clone();
+            mine.fill(7);
+            try_collapse(mine.span())?;
+            mine.verify()
+        })?;
+        let range = rng.range(arena.pages(), 1500);
+        arena.write_range(range, round);
+        session.finish()?.parked(1)?.done()?;
+        arena.verify()?;
+    }
+    Ok("4 forks".into())
+}
+
+fn khugepaged(ctx: &Ctx) -> Outcome<String> {
+    const DIR: &str = "/sys/kernel/mm/transparent_hugepage/khugepaged";
+    let mut rng = ctx.rng();
+    let mut parked = 0;
+    let full_scans = || {
+        fs::read_to_string(format!("{DIR}/pages_collapsed")).map(|s| s.trim().parse().unwrap_or(0))
+    };
+    let before: u64 = full_scans()?;
+    let mut arenas = Vec::new();
+    for _ in 0..3 {
+        arenas.push(arena(&mut rng, 8, |_| false)?);
+    }
+    let _settings = [
+        Setting::new(ENABLED, "always")?,
+        Setting::new(&format!("{DIR}/scan_sleep_millisecs"), 0)?,
+        Setting::new(&format!("{DIR}/pages_to_scan"), 8192)?,
+        Setting::new(&format!("{DIR}/max_ptes_shared"), 511)?,
+    ];
+    for arena in &arenas {
+        arena.span().advise(libc::MADV_HUGEPAGE)?;
+    }
+    for round in 0..20 {
+        let session = ctx
+            .fork()
+            .start(|| arenas.iter().try_for_each(Arena::verify))?;
+        for arena in &mut arenas {
+            let range = rng.range(arena.pages(), 700);
+            arena.write_range(range, round + 1);
+        }
+        let ended = session.finish()?;
+        // Once everything is huge nothing is left to park.
+        if let Some(r) = ended.report().filter(|r| r.parked > 0) {
+            ended.parked(1)?.done()?;
+            parked += r.parked;
+        }
+        arenas.iter().try_for_each(Arena::verify)?;
+    }
+    require!(parked > 0 || ctx.control, "nothing was ever parked");
+    Ok(format!(
+        "20 forks, {parked} chunks parked, {} collapsed meanwhile",
+        full_scans()? - before
+    ))
+}
+
+fn huge_zero(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let _setting = Setting::new(ENABLED, "always")?;
+    let span = Span::reserve(16 << 20)?;
+    span.map(RW, libc::MAP_PRIVATE)?;
+    span.advise(libc::MADV_HUGEPAGE)?;
+    let mut zero = Arena::adopt(&mut rng, span, Want::Zero);
+    zero.verify()?;
+    let small = Arena::new(&mut rng, 4)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        zero.verify()?;
+        small.verify()
+    })?;
+    session.expect_running()?;
+    zero.write_range(700..1900, 1);
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    zero.verify()?;
+    small.verify()?;
+    ended.whole(2)?;
+    Ok(ended.detail())
+}

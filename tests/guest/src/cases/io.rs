@@ -1,0 +1,385 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel reads and writes parked memory on the parent's behalf: read, write, O_DIRECT, pipes, futexes, pinned buffers.
+
+use super::common::modprobe;
+use super::Test;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{Arena, Span, PAGE};
+use crate::rng::Rng;
+use crate::sys::{self, cvt};
+use crate::verdict::{Context, Outcome, Verdict};
+use crate::{claim, require};
+use asyncfork_uapi::{Hook, Reason};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+pub const TESTS: &[Test] = &[
+    Test::held(
+        "read_into_parked_memory_leaves_the_child_its_image",
+        Hook::Fault,
+        read_file,
+    )
+    .quick(),
+    Test::held(
+        "write_from_parked_memory_writes_what_is_there",
+        Hook::Fault,
+        write_file,
+    ),
+    Test::held(
+        "readv_into_scattered_parked_pages_leaves_the_child_its_image",
+        Hook::Fault,
+        readv,
+    ),
+    Test::held(
+        "socket_io_with_parked_memory_loses_nothing",
+        Hook::Fault,
+        socket,
+    ),
+    Test::held(
+        "vmsplice_from_parked_memory_passes_what_is_there",
+        Hook::Fault,
+        vmsplice_plain,
+    ),
+    Test::held(
+        "vmsplice_gift_from_parked_memory_passes_what_is_there",
+        Hook::Fault,
+        vmsplice_gift,
+    ),
+    Test::racing(
+        "read_into_memory_beside_a_copying_child_disturbs_nobody",
+        read_file,
+    ),
+    Test::new(
+        "o_direct_read_into_parked_memory_leaves_the_child_its_image",
+        direct_read,
+    )
+    .quick(),
+    Test::new(
+        "o_direct_write_from_parked_memory_writes_what_is_there",
+        direct_write,
+    ),
+    Test::new("futexes_in_parked_memory_work", futex),
+    Test::new(
+        "io_uring_pinned_buffers_make_the_fork_stock_with_the_right_image",
+        pinned,
+    )
+    .quick(),
+];
+
+/// A file in memory that holds generation `gen` of the whole arena.
+fn file_of(arena: &Arena, gen: u32) -> Outcome<File> {
+    let file = File::from(sys::memfd(arena.span().len())?);
+    for page in 0..arena.pages() {
+        file.write_all_at(&arena.bytes(page, gen), (page * PAGE) as u64)?;
+    }
+    Ok(file)
+}
+
+fn whole(n: isize, len: usize) -> Outcome {
+    let n = cvt(n)?;
+    claim!(n as usize == len, "{n} bytes of {len}");
+    Ok(())
+}
+
+fn read_file(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    let (file, span) = (file_of(arena, 1)?, arena.span());
+    // SAFETY: the buffer is a span, where no Rust object lives.
+    whole(
+        unsafe { libc::pread(file.as_raw_fd(), span.ptr(), span.len(), 0) },
+        span.len(),
+    )?;
+    arena.expect_gen(0..arena.pages(), 1);
+    arena.verify()
+}
+
+fn verify_file(arena: &Arena, file: &File) -> Outcome {
+    let base = arena.span().addr();
+    arena
+        .verify_through(|addr, buf| file.read_exact_at(buf, (addr - base) as u64))
+        .at("file")
+}
+
+fn write_file(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    let span = arena.span();
+    let file = File::from(sys::memfd(span.len())?);
+    // SAFETY: the kernel only reads the span.
+    whole(
+        unsafe { libc::pwrite(file.as_raw_fd(), span.ptr(), span.len(), 0) },
+        span.len(),
+    )?;
+    verify_file(arena, &file)
+}
+
+/// One call for 512 single pages in random order.
+fn readv(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    let file = file_of(arena, 1)?;
+    let order = rng.shuffled(arena.pages());
+    for (batch, pages) in order.chunks(512).enumerate() {
+        let iov: Vec<libc::iovec> = pages
+            .iter()
+            .map(|&p| arena.part(p..p + 1).iovec())
+            .collect();
+        let offset = (batch * 512 * PAGE) as i64;
+        // SAFETY: the buffers are pages of a span.
+        let n = unsafe { libc::preadv(file.as_raw_fd(), iov.as_ptr(), iov.len() as i32, offset) };
+        whole(n, pages.len() * PAGE)?;
+    }
+    let model = arena.clone();
+    for (from, &to) in order.iter().enumerate() {
+        let key = model.key(from, 1);
+        arena.expect(to..to + 1, crate::mem::Want::Key(key));
+    }
+    arena.verify()
+}
+
+/// The first half of every chunk goes through a socket into its second half.
+fn socket(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    let (a, b) = UnixStream::pair()?;
+    const STEP: usize = 16;
+    for chunk in 0..arena.chunks() as usize {
+        let pages = arena.chunk(chunk);
+        let half = pages.len() / 2;
+        for from in pages.clone().take(half).step_by(STEP) {
+            let (src, dst) = (
+                arena.part(from..from + STEP),
+                arena.part(from + half..from + half + STEP),
+            );
+            // SAFETY: the kernel only reads the source.
+            whole(
+                unsafe { libc::send(a.as_raw_fd(), src.ptr(), src.len(), 0) },
+                src.len(),
+            )?;
+            // SAFETY: the target is a span.
+            whole(
+                unsafe { libc::recv(b.as_raw_fd(), dst.ptr(), dst.len(), libc::MSG_WAITALL) },
+                dst.len(),
+            )?;
+            for page in from..from + STEP {
+                let want = arena.want(page);
+                arena.expect(page + half..page + half + 1, want);
+            }
+        }
+    }
+    arena.verify()
+}
+
+fn vmsplice(arena: &Arena, flags: u32) -> Outcome {
+    let (read, write) = sys::pipe()?;
+    let (read, mut seen) = (File::from(read), vec![0; 16 * PAGE]);
+    for first in (0..arena.pages()).step_by(16) {
+        let iov = arena.part(first..first + 16).iovec();
+        // SAFETY: the pages belong to a span and are not written before they are read from the pipe.
+        whole(
+            unsafe { libc::vmsplice(write.as_raw_fd(), &iov, 1, flags) },
+            iov.iov_len,
+        )?;
+        io::Read::read_exact(&mut &read, &mut seen)?;
+        for (i, bytes) in seen.chunks_exact(PAGE).enumerate() {
+            claim!(
+                bytes == arena.bytes(first + i, 0),
+                "page {}: the pipe passed other contents",
+                first + i
+            );
+        }
+    }
+    Ok(())
+}
+
+fn vmsplice_plain(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    vmsplice(arena, 0)
+}
+
+fn vmsplice_gift(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    vmsplice(arena, libc::SPLICE_F_GIFT)
+}
+
+/// A RAM disk: the simplest device that does O_DIRECT.
+fn ram_disk(len: usize) -> Outcome<File> {
+    modprobe("brd", &["rd_nr=1", "rd_size=65536"])?;
+    require!(len <= 64 << 20, "the RAM disk is too small");
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_DIRECT)
+        .open("/dev/ram0")
+        .at("/dev/ram0")
+}
+
+fn direct_read(ctx: &Ctx) -> Outcome<String> {
+    let mut arena = Arena::new(&mut ctx.rng(), 16)?;
+    let span = arena.span();
+    let disk = ram_disk(span.len())?;
+    // Through the page cache: only the read under test is direct.
+    let plain = OpenOptions::new().write(true).open("/dev/ram0")?;
+    for page in 0..arena.pages() {
+        plain.write_all_at(&arena.bytes(page, 1), (page * PAGE) as u64)?;
+    }
+    plain.sync_all()?;
+
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    // SAFETY: the buffer is a span.
+    whole(
+        unsafe { libc::pread(disk.as_raw_fd(), span.ptr(), span.len(), 0) },
+        span.len(),
+    )?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.expect_gen(0..arena.pages(), 1);
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended.whole(arena.chunks())?.pulled(Hook::Fault, 1)?;
+    Ok(ended.detail())
+}
+
+fn direct_write(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 16)?;
+    let span = arena.span();
+    let disk = ram_disk(span.len())?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    // SAFETY: the kernel only reads the span.
+    whole(
+        unsafe { libc::pwrite(disk.as_raw_fd(), span.ptr(), span.len(), 0) },
+        span.len(),
+    )?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    verify_file(&arena, &File::open("/dev/ram0")?)?;
+    ended.whole(arena.chunks())?.pulled(Hook::Fault, 1)?;
+    Ok(ended.detail())
+}
+
+fn futex_call(word: &AtomicU32, op: i32, value: u32) -> io::Result<libc::c_long> {
+    // SAFETY: the word is in a span that stays mapped; no timeout.
+    cvt(unsafe {
+        libc::syscall(
+            libc::SYS_futex,
+            word.as_ptr(),
+            op,
+            value,
+            std::ptr::null::<libc::timespec>(),
+        )
+    })
+}
+
+fn futex_word(span: Span) -> &'static AtomicU32 {
+    // SAFETY: aligned, mapped until the test's process ends, and used as an atomic only.
+    unsafe { AtomicU32::from_ptr(span.ptr().cast()) }
+}
+
+/// Waiters sleep on words in memory that is then parked; the parent wakes them through it.
+fn futex(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 16)?;
+    let words: Vec<&AtomicU32> = (0..8)
+        .map(|chunk| futex_word(arena.part(arena.chunk(chunk))))
+        .collect();
+    let model = {
+        let mut m = arena.clone();
+        for (chunk, word) in words.iter().enumerate() {
+            // The word is the low half of the first one; the pattern's high half stays.
+            let first = arena.part(arena.chunk(chunk)).load(0) & !0xffff_ffff;
+            word.store(0, Ordering::SeqCst);
+            m.expect_word(chunk * 512, 0, first);
+        }
+        m
+    };
+    // Private futexes are found by address, shared ones by page.
+    for (wait, wake) in [
+        (libc::FUTEX_WAIT, libc::FUTEX_WAKE),
+        (
+            libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG,
+            libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG,
+        ),
+    ] {
+        for word in &words {
+            word.store(0, Ordering::SeqCst);
+        }
+        std::thread::scope(|scope| -> Outcome {
+            let waiters: Vec<_> = words
+                .iter()
+                .map(|word| {
+                    scope.spawn(move || {
+                        while word.load(Ordering::SeqCst) == 0 {
+                            // EAGAIN: woken before it slept; EINTR: the loop looks again.
+                            let _ = futex_call(word, wait, 0);
+                        }
+                    })
+                })
+                .collect();
+            let forked = ctx.fork().start(|| model.verify());
+            // Always wake, so that the scope ends.
+            for word in &words {
+                let again = futex_call(word, wait, 77);
+                let ok = sys::is_errno(&again, libc::EAGAIN);
+                word.store(1, Ordering::SeqCst);
+                futex_call(word, wake, i32::MAX as u32)?;
+                claim!(ok, "waiting for another value gives {again:?}, want EAGAIN");
+            }
+            for waiter in waiters {
+                require!(waiter.join().is_ok(), "a waiter panicked");
+            }
+            forked?.finish()?.whole(arena.chunks()).map(drop)
+        })?;
+    }
+    let mut after = model.clone();
+    for (chunk, word) in words.iter().enumerate() {
+        require!(
+            word.load(Ordering::SeqCst) == 1,
+            "futex word {chunk} is not 1"
+        );
+        after.expect_word(chunk * 512, 0, arena.part(arena.chunk(chunk)).load(0));
+    }
+    after.verify().map_err(|v| v.at("parent"))?;
+    Ok("shared and private".into())
+}
+
+/// Registered io_uring buffers are pinned for long: the one thing whose pages a fork must copy at once.
+fn pinned(ctx: &Ctx) -> Outcome<String> {
+    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
+    let ring = io_uring()?;
+    const REGISTER_BUFFERS: u32 = 0;
+    let iov = arena.part(100..300).iovec();
+    // SAFETY: one iovec that lives across the call.
+    cvt(unsafe {
+        libc::syscall(
+            libc::SYS_io_uring_register,
+            ring.as_raw_fd(),
+            REGISTER_BUFFERS,
+            &iov,
+            1,
+        )
+    })
+    .at("io_uring_register")?;
+
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    arena.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended.stock(Reason::Pinned)?;
+
+    // "Has or had": the kernel keeps no count.
+    drop(ring);
+    let later = ctx.fork().start(|| arena.verify())?.finish()?;
+    later.stock(Reason::Pinned)?;
+    Ok("stock, pinned".into())
+}
+
+fn io_uring() -> Outcome<OwnedFd> {
+    // struct io_uring_params: 120 bytes, all zero is valid.
+    let mut params = [0u64; 15];
+    // SAFETY: the parameters live across the call, which fills them in.
+    let fd = cvt(unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) })
+        .map_err(|e| Verdict::Skip(format!("no io_uring here: {e}")))?;
+    // SAFETY: a fresh descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}

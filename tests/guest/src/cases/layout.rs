@@ -1,0 +1,257 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Shapes of address spaces: edges, many small mappings, huge sparse ones.
+
+use super::writes::overwrite_random;
+use super::Test;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES, PAGE};
+use crate::rng::Rng;
+use crate::verdict::Outcome;
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "chunks_that_a_mapping_covers_in_part_are_copied_at_once",
+        unaligned,
+    )
+    .quick(),
+    Test::new(
+        "chunks_that_two_mappings_share_are_copied_at_once",
+        shared_chunks,
+    ),
+    Test::new(
+        "a_thousand_small_mappings_around_parked_memory_reach_both_sides",
+        many_mappings,
+    ),
+    Test::new(
+        "one_tib_of_mostly_untouched_memory_reaches_both_sides",
+        sparse_tib,
+    )
+    .quick(),
+    Test::new(
+        "memory_at_the_ends_of_the_address_space_reaches_both_sides",
+        far_apart,
+    ),
+    Test::new(
+        "hundreds_of_parkable_mappings_reach_both_sides",
+        many_parkable,
+    ),
+];
+
+/// Maps and fills a range that may start and end anywhere.
+fn arena_at(rng: &mut Rng, span: Span) -> Outcome<Arena> {
+    span.map(RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
+    span.advise(libc::MADV_NOHUGEPAGE)?;
+    let mut arena = Arena::adopt(rng, span, Want::Zero);
+    arena.fill(0);
+    Ok(arena)
+}
+
+fn unaligned(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let none = ctx
+        .fork()
+        .start(|| Ok(()))?
+        .finish()?
+        .report()
+        .map_or(0, |r| r.parked);
+    let room = Span::reserve(8 * CHUNK)?;
+    let span = room.part(7 * PAGE, 8 * CHUNK - 12 * PAGE);
+    let mut arena = arena_at(&mut rng, span)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    overwrite_random(&mut arena, &mut rng)?;
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended
+        .whole(6)?
+        .holds("exactly the whole chunks were parked", |r| {
+            r.parked == none + 6
+        })?;
+    Ok(ended.detail())
+}
+
+/// Mappings that differ in a flag meet inside chunks.
+fn shared_chunks(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    for chunk in [1, 4, 5] {
+        let first = chunk * CHUNK_PAGES + 100;
+        arena.part(first..first + 50).advise(libc::MADV_DONTDUMP)?;
+    }
+    let readonly = 6 * CHUNK_PAGES + 500..7 * CHUNK_PAGES + 20;
+    arena.part(readonly.clone()).protect(libc::PROT_READ)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    for page in arena.shuffled(&mut rng) {
+        if !readonly.contains(&page) {
+            arena.write(page, 1);
+        }
+    }
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    // Of the eight chunks 1, 4, 5, 6 and 7 are cut.
+    ended
+        .whole(3)?
+        .holds("the cut chunks were not parked", |r| r.parked < 8)?;
+    Ok(ended.detail())
+}
+
+fn many_mappings(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let room = Span::reserve(24 * CHUNK)?;
+    let (below, above) = (room.part(0, 8 * CHUNK), room.part(16 * CHUNK, 8 * CHUNK));
+    let mut arena = arena_at(&mut rng, room.part(8 * CHUNK, 8 * CHUNK))?;
+    let mut small = Vec::new();
+    for side in [below, above] {
+        for n in 0..500 {
+            small.push(arena_at(&mut rng, side.page_range(8 * n..8 * n + 3))?);
+        }
+    }
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        small.iter().try_for_each(Arena::verify)?;
+        arena.verify()
+    })?;
+    session.expect_running()?;
+    arena.fill(1);
+    for one in small.iter_mut().step_by(3) {
+        one.fill(1);
+    }
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    small.iter().try_for_each(Arena::verify)?;
+    arena.verify()?;
+    ended.whole(8)?;
+    Ok(ended.detail())
+}
+
+/// A few touched chunks in a terabyte: the side array must not be as large as the range.
+fn sparse_tib(ctx: &Ctx) -> Outcome<String> {
+    const TIB: usize = 1 << 40;
+    const TOUCHED: usize = 24;
+    let mut rng = ctx.rng();
+    let room = Span::reserve(TIB)?;
+    room.map(RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
+    room.advise(libc::MADV_NOHUGEPAGE)?;
+    // The range in equal parts: somewhere in each a touched chunk, the one after it stays untouched.
+    let places: Vec<usize> = (0..TOUCHED)
+        .map(|n| n * (TIB / CHUNK / TOUCHED) + rng.below(2000))
+        .collect();
+    let chunk = |index: usize| room.part(index * CHUNK, CHUNK);
+    let mut touched = Vec::new();
+    for &index in &places {
+        let mut arena = Arena::adopt(&mut rng, chunk(index), Want::Zero);
+        for page in 0..CHUNK_PAGES {
+            if rng.one_in(2) {
+                arena.write(page, 0);
+            }
+        }
+        touched.push(arena);
+    }
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        touched.iter().try_for_each(Arena::verify)?;
+        places.iter().try_for_each(|&index| {
+            claim!(
+                chunk(index + 1).load(0) == 0,
+                "untouched memory is not zero in the child"
+            );
+            Ok(())
+        })
+    })?;
+    session.expect_running()?;
+    for arena in touched.iter_mut().step_by(2) {
+        arena.fill(1);
+    }
+    for &index in &places {
+        claim!(
+            chunk(index + 1).load(0) == 0,
+            "untouched memory beside a parked chunk is not zero"
+        );
+    }
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    touched.iter().try_for_each(Arena::verify)?;
+    ended
+        .whole(TOUCHED as u64)?
+        .holds("the side array is small", |r| r.meta_bytes < 1 << 20)?;
+    Ok(ended.detail())
+}
+
+fn far_apart(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    // Near the lowest and the highest address that user space may map; free in every process.
+    let places = [0x10_0000_0000, 0x7000_0000_0000usize];
+    let mut arenas = Vec::new();
+    for place in places {
+        // SAFETY: MAP_FIXED_NOREPLACE below fails rather than replace anything.
+        let span = unsafe { Span::from_raw(place, 4 * CHUNK) };
+        span.map(
+            libc::PROT_NONE,
+            libc::MAP_PRIVATE | libc::MAP_FIXED_NOREPLACE,
+        )?;
+        arenas.push(arena_at(&mut rng, span)?);
+    }
+    let hold = Hold::new()?;
+    let session = ctx
+        .fork()
+        .start(|| arenas.iter().try_for_each(Arena::verify))?;
+    session.expect_running()?;
+    for arena in &mut arenas {
+        overwrite_random(arena, &mut rng)?;
+    }
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arenas.iter().try_for_each(Arena::verify)?;
+    ended.whole(8)?;
+    Ok(ended.detail())
+}
+
+fn many_parkable(ctx: &Ctx) -> Outcome<String> {
+    const N: usize = 200;
+    let mut rng = ctx.rng();
+    let room = Span::reserve(2 * N * CHUNK)?;
+    let mut arenas = Vec::new();
+    for n in 0..N {
+        let span = room.part(2 * n * CHUNK, CHUNK);
+        span.map(RW, libc::MAP_PRIVATE)?;
+        span.advise(libc::MADV_NOHUGEPAGE)?;
+        let mut arena = Arena::adopt(&mut rng, span, Want::Zero);
+        for page in (0..CHUNK_PAGES).step_by(17) {
+            arena.write(page, 0);
+        }
+        arenas.push(arena);
+    }
+    let hold = Hold::new()?;
+    let session = ctx
+        .fork()
+        .start(|| arenas.iter().try_for_each(Arena::verify))?;
+    session.expect_running()?;
+    for n in rng.shuffled(N).into_iter().step_by(2) {
+        if rng.one_in(3) {
+            arenas[n].span().unmap()?;
+            arenas[n].unmapped(0..CHUNK_PAGES);
+        } else {
+            arenas[n].write_range(0..40, 1);
+        }
+    }
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arenas.iter().try_for_each(Arena::verify)?;
+    ended.whole(N as u64)?;
+    Ok(ended.detail())
+}

@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! libasyncfork.so end to end: a program that knows nothing of the module forks under LD_PRELOAD.
+
+use super::writes::overwrite_random;
+use super::Test;
+use crate::board::Board;
+use crate::ctx::Ctx;
+use crate::mem::{probe, Arena};
+use crate::rng::Rng;
+use crate::sys::{self, Exit};
+use crate::verdict::{Outcome, Verdict};
+use crate::{claim, skip_unless};
+use asyncfork_uapi::Reason;
+use std::process::{Command, Output};
+
+pub const TESTS: &[Test] = &[
+    Test::new("library_makes_forks_of_a_large_process_asynchronous", large)
+        .module()
+        .quick(),
+    Test::new("library_leaves_forks_of_a_small_process_alone", small).module(),
+    Test::new("library_switched_off_leaves_all_forks_alone", off).module(),
+    Test::new("library_asks_for_the_helpers_it_is_told_to", helpers).module(),
+    Test::new("library_falls_back_when_the_module_is_disabled", disabled).module(),
+    Test::new(
+        "library_in_require_mode_fails_the_fork_when_the_module_is_disabled",
+        require_mode,
+    )
+    .module(),
+    Test::new("library_falls_back_without_the_module", no_module).module(),
+];
+
+/// A program that forks: see [`forker`].
+#[derive(clap::Args)]
+pub struct ForkerArgs {
+    /// Size of the memory to verify, in MiB
+    #[arg(long)]
+    mib: usize,
+    /// How many times to fork
+    #[arg(long)]
+    forks: u32,
+    /// Seed of the contents
+    #[arg(long)]
+    seed: u64,
+}
+
+/// Forks with plain fork(), writes to its memory meanwhile, and verifies both sides. `false`: a fork failed, and errno was
+/// ENOSYS.
+pub fn forker(args: &ForkerArgs) -> anyhow::Result<bool> {
+    probe::install()?;
+    let mut rng = Rng::new(args.seed, "forker");
+    let mut arena = Arena::new(&mut rng, args.mib)?;
+    for round in 0..args.forks {
+        let board = Board::new()?;
+        // SAFETY: the child runs board.run() only and never returns.
+        let pid = unsafe { libc::fork() };
+        if pid < 0 && std::io::Error::last_os_error().raw_os_error() == Some(libc::ENOSYS) {
+            return Ok(false);
+        }
+        let pid = sys::cvt(pid)?;
+        if pid == 0 {
+            board.run("child", || arena.verify());
+        }
+        overwrite_random(&mut arena, &mut rng)?;
+        board.collect(&["child"])?;
+        anyhow::ensure!(sys::wait(pid)? == Exit::Code(0), "child {round} failed");
+        arena.verify()?;
+        arena.fill(0);
+    }
+    Ok(true)
+}
+
+const FORKS: u32 = 3;
+
+/// Runs the forker under the library.
+fn run(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> Outcome<Output> {
+    skip_unless!(!ctx.shim.as_os_str().is_empty(), "no --shim given");
+    skip_unless!(ctx.shim.exists(), "{} does not exist", ctx.shim.display());
+    let output = Command::new(std::env::current_exe()?)
+        .args([
+            "forker",
+            "--mib",
+            &mib.to_string(),
+            "--forks",
+            &FORKS.to_string(),
+            "--seed",
+            &ctx.seed.to_string(),
+        ])
+        .env("LD_PRELOAD", &ctx.shim)
+        .envs(env.iter().copied())
+        .output()?;
+    Ok(output)
+}
+
+fn expect_success(output: &Output) -> Outcome {
+    claim!(
+        output.status.success(),
+        "{}: {}",
+        output.status,
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(())
+}
+
+/// What a run of the forker added to the statistics: asynchronous and stock forks.
+fn counted(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> Outcome<(u64, u64)> {
+    let before = ctx.stats()?;
+    expect_success(&run(ctx, mib, env)?)?;
+    let after = ctx.stats()?;
+    Ok((after.r#async - before.r#async, after.stock - before.stock))
+}
+
+fn large(ctx: &Ctx) -> Outcome<String> {
+    let got = counted(ctx, 80, &[])?;
+    claim!(
+        got == (u64::from(FORKS), 0),
+        "{} async and {} stock forks, want {FORKS} async",
+        got.0,
+        got.1
+    );
+    let got = counted(ctx, 16, &[("ASYNCFORK_MIN_RSS", "8M")])?;
+    claim!(
+        got == (u64::from(FORKS), 0),
+        "with a lower threshold: {} async, {} stock",
+        got.0,
+        got.1
+    );
+    Ok(format!("{FORKS} async forks, twice"))
+}
+
+fn small(ctx: &Ctx) -> Outcome<String> {
+    let got = counted(ctx, 16, &[])?;
+    claim!(
+        got == (0, 0),
+        "{} async and {} stock forks of a process below the threshold",
+        got.0,
+        got.1
+    );
+    Ok("none armed".into())
+}
+
+fn off(ctx: &Ctx) -> Outcome<String> {
+    let got = counted(
+        ctx,
+        16,
+        &[("ASYNCFORK", "off"), ("ASYNCFORK_MIN_RSS", "8M")],
+    )?;
+    claim!(
+        got == (0, 0),
+        "{} async and {} stock forks with ASYNCFORK=off",
+        got.0,
+        got.1
+    );
+    Ok("none armed".into())
+}
+
+fn helpers(ctx: &Ctx) -> Outcome<String> {
+    let before = ctx.stats()?;
+    let got = counted(
+        ctx,
+        16,
+        &[("ASYNCFORK_THREADS", "2"), ("ASYNCFORK_MIN_RSS", "8M")],
+    )?;
+    claim!(
+        got.0 == u64::from(FORKS),
+        "{} async forks, want {FORKS}",
+        got.0
+    );
+    let device = crate::module::open()?;
+    let recent = device.recent().map_err(crate::module::device_error)?;
+    let asked: Vec<u32> = recent
+        .entries()
+        .iter()
+        .take(FORKS as usize)
+        .map(|r| r.helpers)
+        .collect();
+    claim!(
+        asked == vec![2; FORKS as usize],
+        "helpers of the last sessions: {asked:?}"
+    );
+    Ok(format!(
+        "{} chunks by helpers",
+        ctx.stats()?.by_helper - before.by_helper
+    ))
+}
+
+fn disabled(ctx: &Ctx) -> Outcome<String> {
+    ctx.module.set("enabled", 0)?;
+    let before = ctx.stats()?.stock_by(Reason::Disabled);
+    let got = counted(ctx, 16, &[("ASYNCFORK_MIN_RSS", "8M")])?;
+    let reason = ctx.stats()?.stock_by(Reason::Disabled) - before;
+    claim!(
+        got == (0, reason),
+        "{} async and {} stock forks, {reason} of them disabled",
+        got.0,
+        got.1
+    );
+    Ok(format!("{reason} stock forks"))
+}
+
+fn require_mode(ctx: &Ctx) -> Outcome<String> {
+    let env = [("ASYNCFORK", "require"), ("ASYNCFORK_MIN_RSS", "8M")];
+    let got = counted(ctx, 16, &env)?;
+    claim!(
+        got.0 == u64::from(FORKS),
+        "{} async forks, want {FORKS}",
+        got.0
+    );
+    ctx.module.set("enabled", 0)?;
+    let output = run(ctx, 16, &env)?;
+    claim!(
+        output.status.code() == Some(1),
+        "{}: want a fork that fails with ENOSYS",
+        output.status
+    );
+    Ok("ENOSYS".into())
+}
+
+fn no_module(ctx: &Ctx) -> Outcome<String> {
+    ctx.module.unload()?;
+    let result = run(ctx, 16, &[("ASYNCFORK_MIN_RSS", "8M")]);
+    ctx.module
+        .load("")
+        .map_err(|e| Verdict::Broken(format!("load again: {e}")))?;
+    expect_success(&result?)?;
+    Ok(format!("{FORKS} stock forks"))
+}

@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Loading and unloading under use.
+
+use super::writes::overwrite_random;
+use super::Test;
+use crate::board::Board;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::Plug;
+use crate::mem::{Arena, Span, Want, PAGE};
+use crate::module;
+use crate::require;
+use crate::sys::{self, is_errno};
+use crate::verdict::{Context, Outcome, Verdict};
+use asyncfork_uapi::Arm;
+
+pub const TESTS: &[Test] = &[
+    Test::new("module_in_use_cannot_be_unloaded", in_use)
+        .module()
+        .quick(),
+    Test::new("module_loads_and_unloads_under_forks_and_faults", storm)
+        .module()
+        .quick(),
+    Test::new("forks_after_an_unload_are_right", after_unload).module(),
+    Test::new("second_load_is_refused_and_harms_nobody", double_load).module(),
+];
+
+/// Demands that the module cannot be unloaded now.
+fn expect_busy(ctx: &Ctx, why: &str) -> Outcome {
+    let result = ctx.module.try_unload();
+    claim!(
+        is_errno(&result, libc::EAGAIN) || is_errno(&result, libc::EBUSY),
+        "unloading with {why} gives {result:?}, want EAGAIN or EBUSY"
+    );
+    Ok(())
+}
+
+fn reload(ctx: &Ctx) -> Outcome {
+    ctx.module.unload()?;
+    ctx.module.load("").at("load again")
+}
+
+fn in_use(ctx: &Ctx) -> Outcome<String> {
+    let plug = Plug::new()?;
+    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
+    let device = module::open()?;
+    expect_busy(ctx, "an open descriptor")?;
+    device.arm(&Arm::default()).map_err(module::device_error)?;
+    expect_busy(ctx, "an armed thread")?;
+    drop(device);
+    reload(ctx)?;
+
+    // A session whose descriptor is closed.
+    let board = Board::new()?;
+    let hold = plug.hold()?;
+    let session = ctx.fork().start_on(&board, "child", || arena.verify())?;
+    session.expect_running()?;
+    let child = session.pid;
+    session.leave();
+    hold.step_aside()?;
+    expect_busy(ctx, "a running session")?;
+    arena.write_range(0..700, 1);
+    expect_busy(ctx, "a session half pulled")?;
+    drop(hold);
+    board.collect(&["child"])?;
+    sys::wait(child)?;
+    arena.verify()?;
+    reload(ctx)?;
+
+    let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+    ended.whole(4)?;
+    Ok(ended.detail())
+}
+
+/// Unarmed forks, page faults and unmappings on every processor while the hooks come and go.
+fn storm(ctx: &Ctx) -> Outcome<String> {
+    const ROUNDS: u32 = 5;
+    let stop = ctx.scratch.join("stop");
+    let board = Board::new()?;
+    let mut workers = Vec::new();
+    for n in 0..3 {
+        workers.push(ctx.helper(&board, &format!("worker{n}"), || {
+            let mut rng = crate::rng::Rng::new(ctx.seed, &format!("{}-{n}", ctx.name));
+            let mut arena = Arena::new(&mut rng, 4)?;
+            let scratch = Span::reserve(4 << 20)?;
+            while !stop.exists() {
+                let session = ctx.fork().unarmed().start(|| arena.verify())?;
+                overwrite_random(&mut arena, &mut rng)?;
+                scratch.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
+                for page in 0..scratch.pages() {
+                    scratch.store(page * PAGE, 1);
+                }
+                scratch.protect(libc::PROT_READ)?;
+                scratch.advise(libc::MADV_DONTNEED)?;
+                Arena::adopt(&mut rng, scratch.part(0, 64 * PAGE), Want::Zero).verify()?;
+                scratch.unmap()?;
+                scratch.map(libc::PROT_NONE, libc::MAP_PRIVATE)?;
+                let _ended = session.finish()?;
+                arena.verify()?;
+            }
+            Ok(())
+        })?);
+    }
+    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
+    let result = (0..ROUNDS).try_for_each(|round| -> Outcome {
+        reload(ctx)?;
+        let session = ctx.fork().start(|| arena.verify())?;
+        arena.fill(round + 1);
+        session.finish()?.whole(4)?;
+        arena.verify()
+    });
+    std::fs::write(&stop, "")?;
+    for pid in workers {
+        sys::wait(pid)?;
+    }
+    result?;
+    board.collect(&["worker0", "worker1", "worker2"])?;
+    Ok(format!("{ROUNDS} times"))
+}
+
+fn after_unload(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    ctx.fork().start(|| arena.verify())?.finish()?.whole(8)?;
+    ctx.module.unload()?;
+    require!(!ctx.module.is_loaded(), "the module is still there");
+    for round in 0..4 {
+        let session = ctx.fork().unarmed().start(|| arena.verify())?;
+        overwrite_random(&mut arena, &mut rng)?;
+        let _ended = session.finish()?;
+        arena.verify()?;
+        arena.fill(round + 2);
+    }
+    ctx.module.load("").at("load again")?;
+    ctx.fork().start(|| arena.verify())?.finish()?.whole(8)?;
+    Ok("4 forks without the module".into())
+}
+
+fn double_load(ctx: &Ctx) -> Outcome<String> {
+    let result = ctx.module.load("");
+    claim!(
+        is_errno(&result, libc::EEXIST),
+        "a second load gives {result:?}, want EEXIST"
+    );
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+    ended.whole(4)?;
+    arena.verify()?;
+    match ctx.module.refcount() {
+        Ok(n) if n >= 0 => Ok(ended.detail()),
+        other => Err(Verdict::Failed(format!("reference count {other:?}"))),
+    }
+}

@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! No memory for the page tables of a pull: the parent loses nothing, the child is complete or dead.
+
+use super::common::pause;
+use super::Test;
+use crate::cgroup::Cgroup;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{Arena, Span};
+use crate::require;
+use crate::sys::cvt;
+use crate::verdict::{Outcome, Verdict};
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::AsRawFd;
+
+const MIB: usize = 32;
+const CHUNKS: u64 = 16;
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "child_without_memory_for_its_tables_is_killed_and_the_parent_whole",
+        child_starved,
+    )
+    .module()
+    .quick(),
+    Test::new(
+        "parent_without_memory_for_a_pull_gets_its_memory_back",
+        parent_starved,
+    )
+    .module()
+    .quick(),
+    Test::new(
+        "child_killed_for_memory_during_its_copy_costs_the_parent_nothing",
+        child_oom,
+    )
+    .module(),
+    Test::new(
+        "parent_and_child_at_a_memory_limit_are_whole_or_killed",
+        both_at_limit,
+    ),
+];
+
+/// Nobody in the calling process's family is a victim of the OOM killer: an allocation beyond the limit fails.
+fn unkillable() -> io::Result<()> {
+    fs::write("/proc/self/oom_score_adj", "-1000")
+}
+
+fn child_starved(ctx: &Ctx) -> Outcome<String> {
+    let mut arena = Arena::new(&mut ctx.rng(), MIB)?;
+    let full = ctx.cgroup.child("full")?;
+    full.set("memory.max", 0)?;
+    unkillable()?;
+    let killed = ctx.stats()?.killed;
+    let session = ctx
+        .fork()
+        .into_cgroup(&full)?
+        .start(|| Err(Verdict::Failed("ran in spite of no memory".into())))?;
+    let ended = session.finish_killed()?;
+    claim!(ended.was_killed(), "the child survived");
+    arena.verify()?;
+    arena.fill(1);
+    arena.verify()?;
+    ended
+        .parked(CHUNKS)?
+        .aborted()?
+        .holds("chunks were given back uncopied", |r| r.reattached > 0)?;
+    let now = ctx.stats()?.killed;
+    claim!(
+        now > killed,
+        "the statistics count {now} killed children, {killed} before"
+    );
+    Ok(ended.detail())
+}
+
+/// The kernel's own OOM killer takes the child while it copies.
+fn child_oom(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, MIB)?;
+    let mut aborted = 0;
+    for round in 0..6 {
+        let tight = ctx.cgroup.child(&format!("tight{round}"))?;
+        tight.set("memory.max", rng.below(20) * 4096)?;
+        let session = ctx.fork().into_cgroup(&tight)?.start(|| arena.verify())?;
+        let range = rng.range(arena.pages(), 2000);
+        arena.write_range(range, round + 1);
+        let ended = session.finish_killed()?;
+        arena
+            .verify()
+            .map_err(|v| v.at(format!("parent, round {round}")))?;
+        ended.parked(CHUNKS)?;
+        aborted += u32::from(ended.was_killed());
+    }
+    require!(aborted > 0, "no child was killed");
+    Ok(format!("6 rounds, {aborted} children killed"))
+}
+
+/// Lowers the limit below what is in use, pulls everything through one system call, lifts the limit again. Nothing but
+/// these calls may run meanwhile: a store of this process that needs a page would wait for ever.
+fn pull_without_memory(limit: &File, span: Span) -> io::Result<()> {
+    let (low, high) = (b"1048576", b"max");
+    let fd = limit.as_raw_fd();
+    // SAFETY: the buffers are literals, the range is a span.
+    let results = unsafe {
+        [
+            libc::write(fd, low.as_ptr().cast(), low.len()),
+            libc::madvise(span.ptr(), span.len(), libc::MADV_POPULATE_READ) as isize,
+            libc::write(fd, high.as_ptr().cast(), high.len()),
+        ]
+    };
+    for ret in results {
+        cvt(ret)?;
+    }
+    Ok(())
+}
+
+fn parent_starved(ctx: &Ctx) -> Outcome<String> {
+    let group = ctx.cgroup.child("parent")?;
+    group.enter()?;
+    let mut arena = Arena::new(&mut ctx.rng(), MIB)?;
+    let limit = OpenOptions::new()
+        .write(true)
+        .open(group.path().join("memory.max"))?;
+    unkillable()?;
+    let hold = Hold::new()?;
+    let session = ctx
+        .fork()
+        .start(|| Err(Verdict::Failed("ran with a partial image".into())))?;
+    session.expect_running()?;
+    pull_without_memory(&limit, arena.span())?;
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish_killed()?;
+    claim!(ended.was_killed(), "the child survived");
+    arena.verify()?;
+    arena.fill(1);
+    arena.verify()?;
+    ended
+        .parked(CHUNKS)?
+        .aborted()?
+        .holds("chunks were given back uncopied", |r| r.reattached > 0)?;
+    Ok(ended.detail())
+}
+
+/// Room for the parent alone, but not for copies of all its pages: the child is the one to go.
+fn both_at_limit(ctx: &Ctx) -> Outcome<String> {
+    let group: Cgroup = ctx.cgroup.child("both")?;
+    group.enter()?;
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, MIB)?;
+    unkillable()?;
+    let used = group
+        .get("memory.current")?
+        .parse::<u64>()
+        .map_err(io::Error::other)?;
+    let mut killed = 0;
+    for round in 0..5 {
+        let session = ctx.fork().start(|| arena.verify())?;
+        fs::write(format!("/proc/{}/oom_score_adj", session.pid), "1000")?;
+        group.set("memory.max", used + (4 << 20))?;
+        pause(&mut rng);
+        for page in arena.shuffled(&mut rng) {
+            arena.write(page, round + 1);
+        }
+        group.set("memory.max", "max")?;
+        let ended = session.finish_killed()?;
+        arena
+            .verify()
+            .map_err(|v| v.at(format!("parent, round {round}")))?;
+        ended.parked(CHUNKS)?;
+        killed += u32::from(ended.was_killed());
+    }
+    require!(killed > 0, "no child was killed for memory");
+    Ok(format!("5 rounds, {killed} children killed"))
+}

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Page migration. A migration under way when the memory is parked leaves entries that only its end can put right: these
+//! tests go on until the module has seen one, and are broken if it never does.
+
+use super::common::pause;
+use super::Test;
+use crate::board::Board;
+use crate::ctx::Ctx;
+use crate::mem::{Arena, Shape, Span, CHUNK, PAGE};
+use crate::procfs;
+use crate::sys::{self, cvt};
+use crate::verdict::{Context, Outcome};
+use crate::{require, skip_unless};
+use asyncfork_uapi::Hook;
+use std::fs;
+use std::path::Path;
+
+/// Most rounds until a migration must have been caught in flight.
+const MAX_ROUNDS: u32 = 60;
+/// Rounds that are made in any case.
+const MIN_ROUNDS: u32 = 8;
+
+pub const TESTS: &[Test] = &[
+    Test::new("compaction_while_forking_loses_nothing", compaction).quick(),
+    Test::new(
+        "move_pages_between_nodes_while_forking_loses_nothing",
+        move_pages,
+    )
+    .quick(),
+    Test::new(
+        "migrate_pages_of_a_parked_process_loses_nothing",
+        migrate_process,
+    ),
+    Test::new("memory_offlined_while_forking_loses_nothing", offline),
+];
+
+fn migrations(ctx: &Ctx) -> Outcome<u64> {
+    Ok(ctx.stats()?.pulls_by(Hook::Migration))
+}
+
+/// Forks a few times, writing in between, while something migrates pages. Returns chunks parked.
+fn fork_meanwhile(
+    ctx: &Ctx,
+    arena: &mut Arena,
+    rng: &mut crate::rng::Rng,
+    forks: u32,
+) -> Outcome<u64> {
+    let mut parked = 0;
+    for gen in 1..=forks {
+        let session = ctx.fork().start(|| arena.verify())?;
+        pause(rng);
+        let range = rng.range(arena.pages(), 400);
+        arena.write_range(range, gen);
+        let ended = session.finish()?;
+        arena.verify().map_err(|v| v.at("parent"))?;
+        parked += ended.parked(1)?.done()?.report().map_or(0, |r| r.parked);
+    }
+    Ok(parked)
+}
+
+/// Rounds until the module has pulled for a migration in flight.
+fn until_caught(ctx: &Ctx, mut round: impl FnMut() -> Outcome<u64>) -> Outcome<String> {
+    let (start, moved_before) = (migrations(ctx)?, procfs::vmstat("pgmigrate_success")?);
+    let mut parked = 0;
+    for n in 1..=MAX_ROUNDS {
+        parked += round()?;
+        let caught = migrations(ctx)? - start;
+        if n >= MIN_ROUNDS && (caught > 0 || ctx.control) {
+            let moved = procfs::vmstat("pgmigrate_success")? - moved_before;
+            require!(moved > 0, "not one page was migrated");
+            return Ok(format!("{n} rounds, {parked} chunks parked, {moved} pages migrated, {caught} caught in flight"));
+        }
+    }
+    require!(
+        false,
+        "no migration was caught in flight in {MAX_ROUNDS} rounds"
+    );
+    unreachable!()
+}
+
+/// An arena whose page frames alternate with free ones, which makes compaction move it.
+fn scattered(rng: &mut crate::rng::Rng) -> Outcome<Arena> {
+    let mut arena = Arena::planned(rng, Shape::Whole(16))?;
+    arena.map()?;
+    let filler = Span::reserve(16 << 20)?;
+    filler.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
+    filler.advise(libc::MADV_NOHUGEPAGE)?;
+    for page in 0..arena.pages() {
+        filler.store(page * PAGE, 1);
+        arena.write(page, 0);
+    }
+    filler.unmap()?;
+    Ok(arena)
+}
+
+fn compaction(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    until_caught(ctx, || {
+        let board = Board::new()?;
+        let mut arena = scattered(&mut rng)?;
+        let compactor = ctx.helper(&board, "compactor", || {
+            for _ in 0..3 {
+                fs::write("/proc/sys/vm/compact_memory", "1")?;
+            }
+            Ok(())
+        })?;
+        let parked = fork_meanwhile(ctx, &mut arena, &mut rng, 6)?;
+        sys::wait(compactor)?;
+        board.collect(&["compactor"])?;
+        arena.span().unmap()?;
+        Ok(parked)
+    })
+}
+
+fn expect_two_nodes() -> Outcome {
+    skip_unless!(
+        Path::new("/sys/devices/system/node/node1").exists(),
+        "one memory node only; boot with two (numa=fake=2)"
+    );
+    Ok(())
+}
+
+/// Moves all pages of `span` of process `pid` to `node`; pages that are busy stay.
+fn move_to_node(pid: i32, span: Span, node: i32) -> Outcome {
+    const MPOL_MF_MOVE_ALL: i32 = 4;
+    let pages: Vec<usize> = (0..span.pages()).map(|p| span.page(p).addr()).collect();
+    let nodes = vec![node; pages.len()];
+    let mut status = vec![0i32; pages.len()];
+    // SAFETY: three arrays of the same length.
+    cvt(unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            pid,
+            pages.len(),
+            pages.as_ptr(),
+            nodes.as_ptr(),
+            status.as_mut_ptr(),
+            MPOL_MF_MOVE_ALL,
+        )
+    })
+    .at("move_pages")?;
+    Ok(())
+}
+
+fn move_pages(ctx: &Ctx) -> Outcome<String> {
+    expect_two_nodes()?;
+    let mut rng = ctx.rng();
+    let parent = sys::pid();
+    until_caught(ctx, || {
+        let mut arena = Arena::new(&mut rng, 8)?;
+        let (board, span) = (Board::new()?, arena.span());
+        let mover = ctx.helper(&board, "mover", || {
+            for n in 0..4 {
+                move_to_node(parent, span, n % 2)?;
+            }
+            Ok(())
+        })?;
+        let parked = fork_meanwhile(ctx, &mut arena, &mut rng, 6)?;
+        sys::wait(mover)?;
+        board.collect(&["mover"])?;
+        span.unmap()?;
+        Ok(parked)
+    })
+}
+
+/// migrate_pages(2) moves a whole process: its page walk must find parked pages.
+fn migrate_process(ctx: &Ctx) -> Outcome<String> {
+    expect_two_nodes()?;
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let mut walks = 0;
+    for round in 1..6 {
+        let session = ctx.fork().start(|| arena.verify())?;
+        let (from, to) = if round % 2 == 0 { (1u64, 2u64) } else { (2, 1) };
+        // SAFETY: two masks of 64 bits.
+        cvt(unsafe { libc::syscall(libc::SYS_migrate_pages, 0, 64, &from, &to) })
+            .at("migrate_pages")?;
+        let range = rng.range(arena.pages(), 900);
+        arena.write_range(range, round);
+        let ended = session.finish()?;
+        arena.verify()?;
+        walks += ended
+            .whole(arena.chunks())?
+            .report()
+            .map_or(0, |r| r.pulls_by(Hook::Walk));
+    }
+    Ok(format!("5 forks, {walks} chunks pulled by walks"))
+}
+
+/// The memory block that holds the most pages of the arena, if it can be taken offline at all.
+fn offline_candidate(arena: &Arena) -> Outcome<Option<String>> {
+    let size = fs::read_to_string("/sys/devices/system/memory/block_size_bytes")?;
+    let size = u64::from_str_radix(size.trim(), 16).map_err(std::io::Error::other)?;
+    let mut count = std::collections::BTreeMap::new();
+    for entry in procfs::pagemap(0, arena.span())? {
+        *count
+            .entry((entry & procfs::PFN) * PAGE as u64 / size)
+            .or_insert(0usize) += 1;
+    }
+    let best = count.into_iter().max_by_key(|&(_, n)| n);
+    Ok(best.map(|(block, _)| format!("/sys/devices/system/memory/memory{block}")))
+}
+
+fn offline(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let (mut parked, mut done) = (0, 0);
+    for _ in 0..6 {
+        let mut arena = Arena::new(&mut rng, 16)?;
+        require!(arena.span().len() >= CHUNK, "an arena is at least a chunk");
+        let Some(block) = offline_candidate(&arena)? else {
+            continue;
+        };
+        skip_unless!(
+            Path::new(&block).join("state").exists(),
+            "no memory hot-remove in this kernel"
+        );
+        let board = Board::new()?;
+        // Offlining retries until it succeeds, finds an unmovable page or gets a signal.
+        let remover = ctx.helper(&board, "remover", || {
+            // SAFETY: the default action of SIGALRM ends this process only.
+            unsafe { libc::alarm(5) };
+            let state = format!("{block}/state");
+            let offline = fs::write(&state, "offline").is_ok();
+            if offline {
+                fs::write(&state, "online").at("back online")?;
+                fs::write(ctx.scratch.join("offlined"), "")?;
+            }
+            Ok(())
+        })?;
+        parked += fork_meanwhile(ctx, &mut arena, &mut rng, 6)?;
+        sys::wait(remover)?;
+        drop(board);
+        done += u32::from(fs::remove_file(ctx.scratch.join("offlined")).is_ok());
+        arena.span().unmap()?;
+    }
+    Ok(format!(
+        "36 forks, {parked} chunks parked, {done} memory blocks taken offline and back"
+    ))
+}

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Chunks that a mapping covers in part, with `park_partial`: what lands in the rest of the chunk meanwhile. The operations
+//! on the mapping itself are with their themes.
+
+use super::common::allow_shape;
+use super::Test;
+use crate::board::Board;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{Arena, Shape, Span, Want, CHUNK, PAGE};
+use crate::rng::Rng;
+use crate::sys::{self, cvt};
+use crate::verdict::{Context, Outcome, Verdict};
+use crate::{claim, require};
+use asyncfork_uapi::Hook;
+use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+
+const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
+const CHUNKS: u64 = 8;
+const SHAPE: Shape = Shape::Partial(CHUNKS as usize);
+
+pub const TESTS: &[Test] = &[
+    Test::partial(
+        "anonymous_memory_mapped_beside_partly_parked_chunks_is_fresh",
+        Hook::Fault,
+        map_anonymous,
+    ),
+    Test::partial(
+        "populated_memory_mapped_beside_partly_parked_chunks_is_fresh",
+        Hook::Fault,
+        map_populated,
+    ),
+    Test::partial(
+        "shared_memory_mapped_beside_partly_parked_chunks_is_right",
+        Hook::Fault,
+        map_shared,
+    ),
+    Test::partial(
+        "memory_moved_beside_partly_parked_chunks_is_right",
+        Hook::Mremap,
+        move_beside,
+    ),
+    Test::new(
+        "second_fork_with_partly_parked_chunks_gets_the_whole_image",
+        second_fork,
+    ),
+    Test::new(
+        "orphan_with_partly_parked_chunks_has_its_whole_image",
+        orphan,
+    ),
+    Test::new(
+        "driver_that_fills_a_parked_slot_at_once_costs_neither_side_a_page",
+        driver,
+    )
+    .module()
+    .merges()
+    .quick(),
+];
+
+/// The first page of each chunk, which no piece of a partial arena covers.
+fn free_pages(arena: &Arena) -> Vec<Span> {
+    (0..arena.span().len() / CHUNK)
+        .map(|c| arena.span().part(c * CHUNK, PAGE))
+        .collect()
+}
+
+fn map_anonymous(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    for page in free_pages(arena) {
+        page.map(RW, libc::MAP_PRIVATE)?;
+        let mut fresh = Arena::adopt(rng, page, Want::Zero);
+        fresh.verify()?;
+        fresh.fill(1);
+        fresh.verify()?;
+        page.unmap()?;
+    }
+    Ok(())
+}
+
+fn map_populated(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    for page in free_pages(arena) {
+        page.map(RW, libc::MAP_PRIVATE | libc::MAP_POPULATE)?;
+        Arena::adopt(rng, page, Want::Zero).verify()?;
+        page.unmap()?;
+    }
+    Ok(())
+}
+
+fn map_shared(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    let file = sys::memfd(PAGE)?;
+    for page in free_pages(arena) {
+        page.map_fd(RW, libc::MAP_SHARED | libc::MAP_POPULATE, file.as_fd(), 0)?;
+        let value = rng.next();
+        page.store(0, value);
+        page.unmap()?;
+        page.map_fd(RW, libc::MAP_SHARED, file.as_fd(), 0)?;
+        claim!(page.load(0) == value, "shared memory lost a store");
+        page.unmap()?;
+    }
+    Ok(())
+}
+
+fn move_beside(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    for page in free_pages(arena) {
+        let from = Span::reserve(PAGE)?;
+        from.map(RW, libc::MAP_PRIVATE)?;
+        let mut other = Arena::adopt(rng, from, Want::Zero);
+        other.fill(3);
+        from.remap(PAGE, 0, Some(page))?;
+        other.moved(0..1, page).verify().at("moved page")?;
+        page.unmap()?;
+    }
+    Ok(())
+}
+
+fn second_fork(ctx: &Ctx) -> Outcome<String> {
+    allow_shape(ctx, SHAPE)?;
+    let mut arena = Arena::shaped(&mut ctx.rng(), SHAPE)?;
+    let hold = Hold::new()?;
+    let first = ctx.fork().start(|| arena.verify())?;
+    first.expect_running()?;
+    let second = ctx.fork().start(|| arena.verify())?;
+    arena.fill(1);
+    second.expect_child_held()?;
+    drop(hold);
+    let ended = first.finish().map_err(|v| v.at("first child"))?;
+    second
+        .finish()
+        .map_err(|v| v.at("second child"))?
+        .whole(CHUNKS)?
+        .pulled(Hook::Fault, CHUNKS)?;
+    arena.verify()?;
+    ended.whole(CHUNKS)?.pulled(Hook::Fork, CHUNKS)?;
+    Ok(ended.detail())
+}
+
+fn orphan(ctx: &Ctx) -> Outcome<String> {
+    allow_shape(ctx, SHAPE)?;
+    let board = Board::new()?;
+    let parent = ctx.helper(&board, "parent", || {
+        let arena = Arena::shaped(&mut ctx.rng(), SHAPE)?;
+        let hold = Hold::new()?;
+        let session = ctx.fork().start_on(&board, "child", || arena.verify())?;
+        session.expect_running()?;
+        std::mem::forget(hold);
+        Ok(())
+    })?;
+    sys::wait(parent)?;
+    board.collect(&["parent", "child"])?;
+    let ended = ctx.ended_session_of(parent)?;
+    ended.whole(CHUNKS)?.pulled(Hook::Exit, CHUNKS)?;
+    Ok(ended.detail())
+}
+
+/// mmap of io_uring's rings fills page tables at once, without a fault: into the slots of parked chunks.
+fn driver(ctx: &Ctx) -> Outcome<String> {
+    allow_shape(ctx, SHAPE)?;
+    let mut arena = Arena::shaped(&mut ctx.rng(), SHAPE)?;
+    let mut params = [0u64; 15];
+    // SAFETY: the parameters (120 bytes) live across the call.
+    let fd = cvt(unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) })
+        .map_err(|e| Verdict::Skip(format!("no io_uring here: {e}")))?;
+    // SAFETY: a fresh descriptor.
+    let ring = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let merged = ctx.stats()?.merged;
+
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    let rings = free_pages(&arena);
+    for page in &rings {
+        page.map_fd(RW, libc::MAP_SHARED | libc::MAP_POPULATE, ring.as_fd(), 0)?;
+    }
+    arena.verify().at("parent, rings mapped")?;
+    arena.fill(1);
+    session.expect_child_held()?;
+    drop(hold);
+
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    for page in &rings {
+        // The same ring shows through every mapping; it holds its sizes, so that it is not all zero.
+        claim!(
+            (0..PAGE).step_by(8).any(|off| page.load(off) != 0),
+            "the mapping of the ring is lost"
+        );
+        page.unmap()?;
+    }
+    arena.verify()?;
+    let stats = ctx.stats()?;
+    require!(
+        stats.merged >= merged + CHUNKS,
+        "{} merges, {merged} before: the slots were free",
+        stats.merged
+    );
+    claim!(stats.switched_off == 0, "the module switched itself off");
+    ended.whole(CHUNKS)?;
+    Ok(ended.detail())
+}

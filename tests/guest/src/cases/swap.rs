@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Pages in swap before and during a session. The swap device is a zram disk.
+
+use super::common::{modprobe, Gate};
+use super::Test;
+use crate::board::Board;
+use crate::ctx::Ctx;
+use crate::hold::{Hold, Plug};
+use crate::mem::{Arena, Shape, Span, Want, CHUNK_PAGES, PAGE};
+use crate::procfs;
+use crate::rng::Rng;
+use crate::sys::{self, cvt};
+use crate::verdict::{Context, Outcome};
+use crate::{claim, require};
+use asyncfork_uapi::Hook;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+
+pub const TESTS: &[Test] = &[
+    Test::new("pages_in_swap_at_the_fork_reach_both_sides", swapped_before).quick(),
+    Test::new(
+        "parked_pages_swapped_by_the_parent_before_the_child_runs_reach_both_sides",
+        swapped_while_parked,
+    ),
+    Test::new(
+        "pages_in_swap_zapped_by_the_parent_reach_the_child",
+        zapped_by_parent,
+    ),
+    Test::new("swapoff_while_parked_loses_nothing", swapoff_while_parked).quick(),
+    Test::new(
+        "swapoff_finds_entries_that_only_the_child_has",
+        swapoff_child_only,
+    ),
+    Test::new("reclaim_to_swap_beside_forks_loses_nothing", reclaim_racing),
+];
+
+/// A zram disk used as swap until this is dropped.
+struct Swap {
+    disk: usize,
+    on: bool,
+}
+
+impl Swap {
+    const MIB: usize = 128;
+
+    fn new() -> Outcome<Self> {
+        modprobe("zram", &["num_devices=1"])?;
+        let disk: usize = fs::read_to_string("/sys/class/zram-control/hot_add")?
+            .trim()
+            .parse()
+            .map_err(|e| crate::verdict::Verdict::Broken(format!("zram disk number: {e}")))?;
+        let mut swap = Self { disk, on: false };
+        fs::write(
+            format!("/sys/block/zram{disk}/disksize"),
+            format!("{}M", Self::MIB),
+        )
+        .at("disksize")?;
+        swap.format()?;
+        // SAFETY: a C string that lives across the call.
+        cvt(unsafe { libc::swapon(sys::cstr(swap.device().as_ref()).as_ptr(), 0) }).at("swapon")?;
+        swap.on = true;
+        Ok(swap)
+    }
+
+    fn device(&self) -> String {
+        format!("/dev/zram{}", self.disk)
+    }
+
+    /// What mkswap writes: version, last page, signature at the end of the first page.
+    fn format(&self) -> Outcome {
+        let mut header = vec![0; PAGE];
+        let last = (Self::MIB << 20) / PAGE - 1;
+        header[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
+        header[1028..1032].copy_from_slice(&(last as u32).to_ne_bytes());
+        header[4086..].copy_from_slice(b"SWAPSPACE2");
+        let mut disk = OpenOptions::new()
+            .write(true)
+            .open(self.device())
+            .at(self.device())?;
+        disk.write_all(&header)?;
+        disk.sync_all()?;
+        Ok(())
+    }
+
+    fn off(&self) -> std::io::Result<()> {
+        // SAFETY: a C string that lives across the call.
+        cvt(unsafe { libc::swapoff(sys::cstr(self.device().as_ref()).as_ptr()) }).map(drop)
+    }
+}
+
+impl Drop for Swap {
+    fn drop(&mut self) {
+        if self.on {
+            let _ = self.off();
+        }
+        let _ = fs::write("/sys/class/zram-control/hot_remove", self.disk.to_string());
+    }
+}
+
+/// Sends pages to swap and demands that nearly all are there.
+fn page_out(arena: &Arena, pages: std::ops::Range<usize>) -> Outcome {
+    let span = arena.part(pages);
+    for _ in 0..5 {
+        span.advise(libc::MADV_PAGEOUT)?;
+        if swapped(span)? >= span.pages() * 3 / 4 {
+            return Ok(());
+        }
+    }
+    require!(
+        false,
+        "only {} of {} pages could be swapped out",
+        swapped(span)?,
+        span.pages()
+    );
+    Ok(())
+}
+
+fn swapped(span: Span) -> Outcome<usize> {
+    Ok(procfs::pagemap(0, span)?
+        .iter()
+        .filter(|e| *e & procfs::SWAPPED != 0)
+        .count())
+}
+
+/// An arena with a chunk all in swap, chunks half in swap, and chunks in memory.
+fn half_swapped(rng: &mut Rng) -> Outcome<Arena> {
+    let arena = Arena::new(rng, 16)?;
+    page_out(&arena, 0..CHUNK_PAGES)?;
+    for chunk in [2, 3, 6] {
+        let first = chunk * CHUNK_PAGES + rng.below(200);
+        page_out(&arena, first..first + 250)?;
+    }
+    Ok(arena)
+}
+
+fn swapped_before(ctx: &Ctx) -> Outcome<String> {
+    let _swap = Swap::new()?;
+    let mut rng = ctx.rng();
+    let mut arena = half_swapped(&mut rng)?;
+    // The child reads its pages in before and after the parent has changed them.
+    let session = ctx.fork().start(|| arena.verify())?;
+    for page in arena.shuffled(&mut rng) {
+        if page % 2 == 0 {
+            arena.write(page, 1);
+        }
+    }
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(arena.chunks())?
+        .holds("chunks with swap entries were copied as odd ones", |r| {
+            r.odd >= 4
+        })?;
+    Ok(ended.detail())
+}
+
+fn zapped_by_parent(ctx: &Ctx) -> Outcome<String> {
+    let _swap = Swap::new()?;
+    let mut arena = half_swapped(&mut ctx.rng())?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    arena.span().advise(libc::MADV_DONTNEED)?;
+    arena.expect(0..arena.pages(), Want::Zero);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Zap, 4)?
+        .holds("odd chunks", |r| r.odd >= 4)?;
+    Ok(ended.detail())
+}
+
+fn swapped_while_parked(ctx: &Ctx) -> Outcome<String> {
+    let _swap = Swap::new()?;
+    let mut rng = ctx.rng();
+    let plug = Plug::new()?;
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let hold = plug.hold()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    hold.step_aside()?;
+    arena.span().advise(libc::MADV_PAGEOUT)?;
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    arena.fill(1);
+    arena.verify().map_err(|v| v.at("parent, written"))?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Walk, arena.chunks())?;
+    Ok(ended.detail())
+}
+
+/// swapoff goes on until no entry is left: it must find those of parked chunks once somebody has pulled them.
+fn swapoff_while_parked(ctx: &Ctx) -> Outcome<String> {
+    let mut swap = Swap::new()?;
+    let mut rng = ctx.rng();
+    let (board, gate) = (Board::new()?, Gate::new()?);
+    let remover = ctx.helper(&board, "swapoff", || {
+        gate.pass()?;
+        swap.off().at("swapoff")
+    })?;
+    let mut arena = half_swapped(&mut rng)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    gate.open(0)?;
+    arena.write_range(4 * CHUNK_PAGES..5 * CHUNK_PAGES, 1);
+    drop(hold);
+    let ended = session.finish()?;
+    sys::wait(remover)?;
+    board.collect(&["swapoff"])?;
+    swap.on = false;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    let left = swapped(arena.span())?;
+    claim!(left == 0, "{left} pages are still in swap after swapoff");
+    ended
+        .whole(arena.chunks())?
+        .holds("odd chunks", |r| r.odd >= 4)?;
+    Ok(ended.detail())
+}
+
+/// The parent gives its own entries up; the child's are found only if the child is on the kernel's list of swapping mms.
+fn swapoff_child_only(ctx: &Ctx) -> Outcome<String> {
+    let mut swap = Swap::new()?;
+    let mut rng = ctx.rng();
+    let gate = Gate::new()?;
+    let mut arena = half_swapped(&mut rng)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        gate.pass()?;
+        arena.verify()
+    })?;
+    session.expect_running()?;
+    arena.span().unmap()?;
+    arena.unmapped(0..arena.pages());
+    drop(hold);
+    swap.off().at("swapoff")?;
+    swap.on = false;
+    gate.open(0)?;
+    let ended = session.finish()?;
+    ended
+        .whole(8)?
+        .pulled(Hook::Unmap, 8)?
+        .holds("odd chunks", |r| r.odd >= 4)?;
+    Ok(ended.detail())
+}
+
+/// Parent and children live in a cgroup that reclaims to swap again and again.
+fn reclaim_racing(ctx: &Ctx) -> Outcome<String> {
+    let _swap = Swap::new()?;
+    let mut rng = ctx.rng();
+    let group = ctx.cgroup.child("swapping")?;
+    group.enter()?;
+    let mut arena = Arena::shaped(&mut rng, Shape::Whole(16))?;
+    let (board, stop) = (Board::new()?, ctx.scratch.join("stop"));
+    let reclaimer = ctx.helper(&board, "reclaimer", || {
+        // Not in the group it squeezes.
+        ctx.cgroup.child("main")?.enter()?;
+        while !stop.exists() {
+            // EAGAIN: less than asked for could be reclaimed.
+            let _ = group.set("memory.reclaim", "4M");
+        }
+        Ok(())
+    })?;
+    let mut odd = 0;
+    let result = (0..12).try_for_each(|round| -> Outcome {
+        let session = ctx.fork().start(|| arena.verify())?;
+        let range = rng.range(arena.pages(), 1500);
+        arena.write_range(range, round + 1);
+        let ended = session.finish()?;
+        arena.verify().map_err(|v| v.at("parent"))?;
+        odd += ended.parked(1)?.done()?.report().map_or(0, |r| r.odd);
+        Ok(())
+    });
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(&stop)?
+        .write_all_at(b"x", 0)?;
+    sys::wait(reclaimer)?;
+    result?;
+    board.collect(&["reclaimer"])?;
+    require!(
+        odd > 0 || ctx.control,
+        "no chunk held a swap entry when it was pulled"
+    );
+    Ok(format!("12 forks, {odd} chunks with swap entries"))
+}

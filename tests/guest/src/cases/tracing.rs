@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Other users of ftrace beside the module's hooks.
+
+use super::common::held;
+use super::unmap::some_range;
+use super::writes::overwrite_random;
+use super::Test;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{Arena, Shape, Want, CHUNK_PAGES};
+use crate::rng::Rng;
+use crate::sys::is_errno;
+use crate::verdict::{Context, Outcome, Verdict};
+use asyncfork_uapi::Hook;
+use std::fs;
+use std::io;
+
+const DIR: &str = "/sys/kernel/tracing";
+/// Functions that the module hooks on every kernel.
+const HOOKED: [&str; 6] = [
+    "handle_mm_fault",
+    "copy_page_range",
+    "unmap_vmas",
+    "change_protection",
+    "walk_page_range",
+    "exit_mmap",
+];
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "ftrace_cannot_be_switched_off_while_the_module_is_loaded",
+        switch_off,
+    )
+    .module()
+    .quick(),
+    Test::new("function_tracer_on_hooked_functions_harms_nobody", |c| {
+        traced(c, "function")
+    }),
+    Test::new(
+        "function_graph_tracer_on_hooked_functions_harms_nobody",
+        |c| traced(c, "function_graph"),
+    ),
+    Test::new("kprobes_on_hooked_functions_harm_nobody", kprobes),
+    Test::new(
+        "tracepoints_of_the_module_tell_of_begin_pulls_and_end",
+        tracepoints,
+    )
+    .module(),
+];
+
+fn write(file: &str, text: &str) -> Outcome {
+    fs::write(format!("{DIR}/{file}"), text).at(file)
+}
+
+fn append(file: &str, text: &str) -> io::Result<()> {
+    use std::io::Write;
+    fs::OpenOptions::new()
+        .append(true)
+        .open(format!("{DIR}/{file}"))?
+        .write_all(text.as_bytes())
+}
+
+fn switch_off(ctx: &Ctx) -> Outcome<String> {
+    const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
+    let result = fs::write(SWITCH, "0");
+    let value = fs::read_to_string(SWITCH)?;
+    if result.is_ok() {
+        fs::write(SWITCH, "1")?;
+    }
+    claim!(
+        is_errno(&result, libc::EBUSY),
+        "switching ftrace off gives {result:?}, want EBUSY"
+    );
+    claim!(value.trim() == "1", "ftrace_enabled is {value:?}");
+    held(ctx, operations, Hook::Fault, false, Shape::Whole(16))
+}
+
+/// Something for most hooks.
+fn operations(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    arena.part(0..CHUNK_PAGES).unmap()?;
+    arena.unmapped(0..CHUNK_PAGES);
+    let range = some_range(arena, rng, 400);
+    arena.part(range.clone()).protect(libc::PROT_READ)?;
+    arena
+        .part(range)
+        .protect(libc::PROT_READ | libc::PROT_WRITE)?;
+    let range = some_range(arena, rng, 400);
+    arena.part(range.clone()).advise(libc::MADV_DONTNEED)?;
+    arena.expect(range, Want::Zero);
+    arena.part(2 * CHUNK_PAGES..3 * CHUNK_PAGES).resident()?;
+    overwrite_random(arena, rng)
+}
+
+/// Puts the tracer back to nothing.
+struct Tracer;
+
+impl Drop for Tracer {
+    fn drop(&mut self) {
+        let _ = write("current_tracer", "nop");
+        let _ = write("set_ftrace_filter", "");
+        let _ = write("trace", "");
+    }
+}
+
+fn traced(ctx: &Ctx, tracer: &str) -> Outcome<String> {
+    let available = fs::read_to_string(format!("{DIR}/available_tracers")).at("tracefs")?;
+    if !available.split_whitespace().any(|t| t == tracer) {
+        return Err(Verdict::Skip(format!("no {tracer} tracer in this kernel")));
+    }
+    let _off = Tracer;
+    write("set_ftrace_filter", &HOOKED.join("\n"))?;
+    write("current_tracer", tracer)?;
+    let detail = held(ctx, operations, Hook::Fault, false, Shape::Whole(16))?;
+    let trace = fs::read_to_string(format!("{DIR}/trace"))?;
+    claim!(
+        trace.contains("handle_mm_fault"),
+        "the tracer has not seen handle_mm_fault"
+    );
+    Ok(detail)
+}
+
+fn kprobes(ctx: &Ctx) -> Outcome<String> {
+    struct Probes;
+    impl Drop for Probes {
+        fn drop(&mut self) {
+            let _ = write("events/asyncfork_test/enable", "0");
+            for function in HOOKED {
+                let _ = append("kprobe_events", &format!("-:asyncfork_test/{function}\n"));
+            }
+            let _ = write("trace", "");
+        }
+    }
+    let _off = Probes;
+    for function in HOOKED {
+        append(
+            "kprobe_events",
+            &format!("p:asyncfork_test/{function} {function}\n"),
+        )
+        .at(function)?;
+    }
+    write("events/asyncfork_test/enable", "1")?;
+    let detail = held(ctx, operations, Hook::Fault, false, Shape::Whole(16))?;
+    let trace = fs::read_to_string(format!("{DIR}/trace"))?;
+    claim!(
+        trace.contains("handle_mm_fault: ("),
+        "the probe has not seen handle_mm_fault"
+    );
+    Ok(detail)
+}
+
+fn tracepoints(ctx: &Ctx) -> Outcome<String> {
+    write("trace", "")?;
+    write("events/asyncfork/enable", "1")?;
+    let mut arena = Arena::new(&mut ctx.rng(), 16)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    arena.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    write("events/asyncfork/enable", "0")?;
+    let trace = fs::read_to_string(format!("{DIR}/trace"))?;
+    write("trace", "")?;
+    arena.verify()?;
+    ended.whole(8)?;
+    let count = |name: &str| trace.lines().filter(|l| l.contains(name)).count() as u64;
+    claim!(
+        count("asyncfork_begin") == 1 && count("asyncfork_end") == 1,
+        "begin and end are not there once: {trace}"
+    );
+    let pulls = count("asyncfork_parent_pull");
+    let by_parent = ended.report().map_or(0, |r| r.by_parent);
+    claim!(
+        pulls >= by_parent,
+        "{pulls} pulls traced, {by_parent} counted"
+    );
+    Ok(format!("{pulls} pulls traced"))
+}

@@ -1,0 +1,338 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! userfaultfd: its ioctls fill page tables without a fault.
+
+use super::Test;
+use crate::claim;
+use crate::ctx::Ctx;
+use crate::hold::Hold;
+use crate::mem::{Arena, Span, Want, CHUNK_PAGES, PAGE};
+use crate::sys::cvt;
+use crate::verdict::{Context, Outcome, Verdict};
+use asyncfork_uapi::{Hook, Outcome as Fate, Reason};
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::fd::{AsRawFd, FromRawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+pub const TESTS: &[Test] = &[
+    Test::new(
+        "uffd_register_and_copy_on_parked_memory_leave_the_child_its_image",
+        register_and_copy,
+    )
+    .quick(),
+    Test::new(
+        "uffd_write_protection_of_parked_memory_holds",
+        write_protect,
+    ),
+    Test::new(
+        "memory_registered_with_uffd_before_the_fork_is_copied_at_once",
+        registered_before,
+    ),
+    Test::new(
+        "uffd_fork_events_with_parked_memory_block_nobody",
+        fork_event,
+    ),
+    Test::new("uffd_ioctls_racing_forks_disturb_nobody", racing),
+    Test::new(
+        "uffd_unregister_on_a_parked_process_loses_nothing",
+        unregister,
+    ),
+];
+
+const MISSING: u64 = 1;
+const WP: u64 = 2;
+const FEATURE_FORK: u64 = 1 << 1;
+const EVENT_PAGEFAULT: u8 = 0x12;
+const EVENT_FORK: u8 = 0x13;
+
+const API: u64 = 0xc018_aa3f;
+const REGISTER: u64 = 0xc020_aa00;
+const UNREGISTER: u64 = 0x8010_aa01;
+const COPY: u64 = 0xc028_aa03;
+const ZEROPAGE: u64 = 0xc020_aa04;
+const WRITEPROTECT: u64 = 0xc018_aa06;
+
+/// A userfaultfd.
+struct Uffd(File);
+
+impl Uffd {
+    fn new(features: u64) -> Outcome<Self> {
+        // SAFETY: plain numbers.
+        let fd = cvt(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
+            .map_err(|e| Verdict::Skip(format!("no userfaultfd here: {e}")))?;
+        // SAFETY: a fresh descriptor.
+        let uffd = Self(unsafe { File::from_raw_fd(fd as i32) });
+        uffd.ioctl(API, &mut [0xaa, features, 0]).at("UFFDIO_API")?;
+        Ok(uffd)
+    }
+
+    fn ioctl(&self, number: u64, args: &mut [u64]) -> io::Result<()> {
+        assert!(args.len() * 8 >= (number >> 16 & 0x3fff) as usize);
+        // SAFETY: the array has at least the size that the number names.
+        cvt(unsafe { libc::ioctl(self.0.as_raw_fd(), number, args.as_mut_ptr()) }).map(drop)
+    }
+
+    fn register(&self, span: Span, mode: u64) -> Outcome {
+        self.ioctl(
+            REGISTER,
+            &mut [span.addr() as u64, span.len() as u64, mode, 0],
+        )
+        .at("UFFDIO_REGISTER")
+    }
+
+    fn unregister(&self, span: Span) -> Outcome {
+        self.ioctl(UNREGISTER, &mut [span.addr() as u64, span.len() as u64])
+            .at("UFFDIO_UNREGISTER")
+    }
+
+    /// Fills one missing page.
+    fn copy(&self, page: Span, bytes: &[u8]) -> io::Result<()> {
+        assert_eq!(bytes.len(), PAGE);
+        self.ioctl(
+            COPY,
+            &mut [page.addr() as u64, bytes.as_ptr() as u64, PAGE as u64, 0, 0],
+        )
+    }
+
+    fn zero(&self, span: Span) -> io::Result<()> {
+        self.ioctl(ZEROPAGE, &mut [span.addr() as u64, span.len() as u64, 0, 0])
+    }
+
+    /// Write-protects the range, or ends that and wakes who waits for it.
+    fn protect(&self, span: Span, on: bool) -> io::Result<()> {
+        self.ioctl(
+            WRITEPROTECT,
+            &mut [span.addr() as u64, span.len() as u64, u64::from(on)],
+        )
+    }
+
+    /// The next event: its kind and its third word (the address of a fault).
+    fn event(&self) -> io::Result<(u8, u64)> {
+        let mut msg = [0; 32];
+        (&self.0).read_exact(&mut msg)?;
+        Ok((
+            msg[0],
+            u64::from_ne_bytes(msg[16..24].try_into().expect("eight bytes")),
+        ))
+    }
+}
+
+fn register_and_copy(ctx: &Ctx) -> Outcome<String> {
+    let mut arena = Arena::new(&mut ctx.rng(), 16)?;
+    let uffd = Uffd::new(0)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+
+    uffd.register(arena.span(), MISSING)?;
+    // Holes in two chunks: one is filled by copies, one by zero pages.
+    let (copied, zeroed) = (300..700, 5 * CHUNK_PAGES..5 * CHUNK_PAGES + 100);
+    for hole in [&copied, &zeroed] {
+        arena.part(hole.clone()).advise(libc::MADV_DONTNEED)?;
+    }
+    for page in copied.clone() {
+        uffd.copy(arena.part(page..page + 1), &arena.bytes(page, 1))
+            .at("UFFDIO_COPY")?;
+    }
+    let taken = uffd.copy(arena.part(0..1), &arena.bytes(0, 1));
+    claim!(
+        crate::sys::is_errno(&taken, libc::EEXIST),
+        "a copy over a page that was parked gives {taken:?}, want EEXIST"
+    );
+    uffd.zero(arena.part(zeroed.clone()))
+        .at("UFFDIO_ZEROPAGE")?;
+    arena.expect_gen(copied, 1);
+    arena.expect(zeroed, Want::Zero);
+    session.expect_child_held()?;
+    drop(hold);
+
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Uffd, arena.chunks())?;
+    Ok(ended.detail())
+}
+
+fn write_protect(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let uffd = Uffd::new(0)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    uffd.register(arena.span(), WP)?;
+    uffd.protect(arena.span(), true).at("UFFDIO_WRITEPROTECT")?;
+    session.expect_child_held()?;
+    drop(hold);
+
+    // Every store to a protected page must be announced before it happens.
+    let pages: Vec<usize> = rng.shuffled(arena.pages()).into_iter().take(400).collect();
+    let span = arena.span();
+    let targets = pages.clone();
+    let value = rng.next();
+    let writer = std::thread::spawn(move || {
+        for page in targets {
+            span.page(page).store(64, value);
+        }
+    });
+    for &page in &pages {
+        let (kind, addr) = uffd.event().at("event")?;
+        claim!(
+            kind == EVENT_PAGEFAULT,
+            "event {kind:#x}, want a page fault"
+        );
+        let at = span.page(page);
+        claim!(
+            addr as usize & !(PAGE - 1) == at.addr(),
+            "fault at {addr:#x}, want page {page} at {:#x}",
+            at.addr()
+        );
+        claim!(
+            at.load(64) != value,
+            "the store to page {page} went through before it was announced"
+        );
+        uffd.protect(at, false).at("UFFDIO_WRITEPROTECT")?;
+    }
+    claim!(writer.join().is_ok(), "the writer panicked");
+    for page in pages {
+        arena.expect_word(page, 64, value);
+    }
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Uffd, arena.chunks())?;
+    Ok(ended.detail())
+}
+
+fn registered_before(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let mut beside = Arena::new(&mut rng, 4)?;
+    let uffd = Uffd::new(0)?;
+    uffd.register(arena.span(), MISSING)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        arena.verify()?;
+        beside.verify()
+    })?;
+    session.expect_running()?;
+    let parked = session.report()?.map_or(2, |r| r.parked);
+    claim!(
+        (2..2 + arena.chunks()).contains(&parked),
+        "{parked} chunks parked: those of the registered arena, too"
+    );
+    arena.fill(1);
+    beside.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    beside.verify()?;
+    ended.whole(beside.chunks())?;
+    Ok(ended.detail())
+}
+
+/// With fork events the parent's fork() waits for whoever reads them.
+fn fork_event(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let watched = Arena::new(&mut rng, 2)?;
+    let uffd = Uffd::new(FEATURE_FORK)?;
+    uffd.register(watched.span(), MISSING)?;
+    let manager = std::thread::spawn(move || uffd.event());
+    let session = ctx.fork().start(|| {
+        arena.verify()?;
+        watched.verify()
+    })?;
+    arena.fill(1);
+    let event = manager
+        .join()
+        .map_err(|_| Verdict::Broken("the manager panicked".into()))?
+        .at("event")?;
+    claim!(event.0 == EVENT_FORK, "event {:#x}, want a fork", event.0);
+    let ended = session.finish()?;
+    arena.verify()?;
+    watched.verify()?;
+    ended.whole(arena.chunks())?;
+    Ok(ended.detail())
+}
+
+/// A thread keeps registering, filling and unregistering one area while the main thread forks.
+fn racing(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 8)?;
+    let mut busy = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
+    busy.map()?;
+    let span = busy.span();
+    let uffd = Uffd::new(0)?;
+    let stop = AtomicBool::new(false);
+    let (mut parked, mut refused) = (0, 0);
+    std::thread::scope(|scope| -> Outcome {
+        let worker = scope.spawn(|| -> Outcome {
+            let bytes = vec![0x5a; PAGE];
+            while !stop.load(Ordering::Relaxed) {
+                uffd.register(span, MISSING)?;
+                for page in 0..64 {
+                    uffd.copy(span.page(page), &bytes).at("UFFDIO_COPY")?;
+                }
+                uffd.zero(span.part(64 * PAGE, 64 * PAGE))
+                    .at("UFFDIO_ZEROPAGE")?;
+                uffd.unregister(span)?;
+                span.advise(libc::MADV_DONTNEED)?;
+            }
+            Ok(())
+        });
+        let forks = (0..40).try_for_each(|round| -> Outcome {
+            let session = ctx.fork().start(|| arena.verify())?;
+            let range = rng.range(arena.pages(), 600);
+            arena.write_range(range, round + 1);
+            let ended = session.finish()?;
+            arena.verify()?;
+            match ended.report() {
+                Some(r) if r.outcome() == Fate::Stock => {
+                    refused += 1;
+                    ended.stock(Reason::Uffd)?;
+                }
+                _ => {
+                    parked += 1;
+                    ended.whole(arena.chunks())?;
+                }
+            }
+            Ok(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        worker
+            .join()
+            .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
+        forks
+    })?;
+    Ok(format!(
+        "{parked} forks parked, {refused} stock because of an ioctl under way"
+    ))
+}
+
+fn unregister(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 8)?;
+    let watched = Arena::new(&mut rng, 2)?;
+    let uffd = Uffd::new(0)?;
+    uffd.register(watched.span(), MISSING | WP)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        arena.verify()?;
+        watched.verify()
+    })?;
+    session.expect_running()?;
+    uffd.unregister(watched.span())?;
+    arena.fill(1);
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    watched.verify()?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Uffd, arena.chunks())?;
+    Ok(ended.detail())
+}

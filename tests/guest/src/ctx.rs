@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a test gets.
+
+use crate::board::Board;
+use crate::cgroup::Cgroup;
+use crate::hold;
+use crate::module::{self, Module};
+use crate::rng::Rng;
+use crate::session::{Ended, Fork};
+use crate::sys;
+use crate::verdict::{Outcome, Verdict};
+use asyncfork_uapi::{Report, Stats};
+use std::io;
+use std::path::PathBuf;
+
+/// A test's surroundings.
+pub struct Ctx {
+    /// The test's name.
+    pub name: String,
+    /// Replays a run.
+    pub seed: u64,
+    /// Stock forks only: checks the tests against the kernel's own fork.
+    pub control: bool,
+    /// The module under test.
+    pub module: Module,
+    /// libasyncfork.so
+    pub shim: PathBuf,
+    /// An empty directory in a tmpfs.
+    pub scratch: PathBuf,
+    /// The test's cgroup; the test runs in its sub-group "main" and may add others.
+    pub cgroup: Cgroup,
+}
+
+impl Ctx {
+    /// Random numbers of this test.
+    pub fn rng(&self) -> Rng {
+        Rng::new(self.seed, &self.name)
+    }
+
+    /// An armed fork, to be refined.
+    pub fn fork(&self) -> Fork<'_> {
+        Fork::new(self)
+    }
+
+    /// The module's totals; zeros when there is no module.
+    pub fn stats(&self) -> Outcome<Stats> {
+        if self.control {
+            Ok(Stats::default())
+        } else {
+            self.module.stats()
+        }
+    }
+
+    /// Starts an ordinary process that helps the test. It posts to `board` as `who`. It runs where no plug starves it.
+    pub fn helper(
+        &self,
+        board: &Board,
+        who: &str,
+        body: impl FnOnce() -> Outcome,
+    ) -> io::Result<i32> {
+        // SAFETY: the child runs board.run() only and never returns.
+        let pid = sys::cvt(unsafe { libc::fork() })?;
+        if pid == 0 {
+            board.run(who, || {
+                hold::run_elsewhere()?;
+                body()
+            });
+        }
+        Ok(pid)
+    }
+
+    /// The session of the process `parent`, once it is over: for forks whose descriptor is gone.
+    pub fn ended_session_of(&self, parent: i32) -> Outcome<Ended> {
+        if self.control {
+            return Ok(Ended::from_report(self, None));
+        }
+        let device = module::open()?;
+        let found = sys::poll_until(|| -> Outcome<Option<Report>> {
+            let recent = device.recent().map_err(module::device_error)?;
+            Ok(recent
+                .entries()
+                .iter()
+                .find(|r| r.parent_pid == parent)
+                .copied())
+        })?;
+        match found {
+            Some(report) => Ok(Ended::from_report(self, Some(report))),
+            None => Err(Verdict::Failed(format!(
+                "no session of process {parent} among the recent ones"
+            ))),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Keeping a forked child from running, so that it has not copied anything when the parent acts.
+//!
+//! The parent runs SCHED_FIFO on CPU 0 and forks; the child is a normal task confined to CPU 0 by inheritance. It cannot run
+//! while anything real-time runs there. No verdict depends on how long that lasts.
+
+use crate::sys;
+use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+const CPU: usize = 0;
+const PARENT_PRIORITY: i32 = 20;
+const PLUG_PRIORITY: i32 = 10;
+/// The plug gives up after this long, so that a stuck test does not take the guest with it.
+const PLUG_LIMIT_NS: u64 = 60_000_000_000;
+
+fn all_cpus() -> Vec<usize> {
+    (0..sys::cpus()).collect()
+}
+
+/// Makes the calling thread an ordinary one that may run anywhere.
+pub fn run_anywhere() -> io::Result<()> {
+    sys::set_normal()?;
+    sys::set_affinity(&all_cpus())
+}
+
+/// Keeps the calling thread off CPU 0, where a plug would starve it.
+pub fn run_elsewhere() -> io::Result<()> {
+    let others: Vec<usize> = all_cpus().into_iter().filter(|&c| c != CPU).collect();
+    // In this order: an ordinary thread beside a running plug gets no further.
+    sys::set_affinity(&others)?;
+    sys::set_normal()
+}
+
+/// While this lives, and the calling thread does not sleep, children it forks do not run.
+pub struct Hold(());
+
+impl Hold {
+    /// Confines the calling thread to CPU 0, real-time.
+    pub fn new() -> io::Result<Self> {
+        sys::set_affinity(&[CPU])?;
+        sys::set_fifo(PARENT_PRIORITY)?;
+        Ok(Self(()))
+    }
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        run_anywhere().expect("back to normal scheduling");
+    }
+}
+
+/// A process that can occupy CPU 0, so that the parent may sleep while its child is kept from running. CPU 0's kernel
+/// threads starve with it: nothing that waits for work on every CPU may be called meanwhile.
+pub struct Plug {
+    flag: &'static AtomicU32,
+    pid: i32,
+}
+
+impl Plug {
+    /// Starts the process, idle. To be called before the test's memory exists.
+    pub fn new() -> io::Result<Self> {
+        // SAFETY: a fresh shared mapping; zero is a valid AtomicU32, and it is never unmapped.
+        let flag = unsafe {
+            let at = libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            if at == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            &*at.cast::<AtomicU32>()
+        };
+        let (ready, started) = sys::pipe()?;
+        // SAFETY: the process is single-threaded here; the child only runs plug().
+        let pid = sys::cvt(unsafe { libc::fork() })?;
+        if pid == 0 {
+            drop(ready);
+            let ok = sys::set_affinity(&[CPU])
+                .and_then(|()| sys::set_fifo(PLUG_PRIORITY))
+                .is_ok();
+            if ok {
+                let _ = io::Write::write(&mut std::fs::File::from(started), b"x");
+                plug(flag);
+            }
+            sys::exit_now(1);
+        }
+        drop(started);
+        let mut byte = [0];
+        if io::Read::read(&mut std::fs::File::from(ready), &mut byte)? != 1 {
+            return Err(io::Error::other("the plug process did not start"));
+        }
+        Ok(Self { flag, pid })
+    }
+
+    /// Holds like [`Hold::new`]; after the fork call [`Plugged::step_aside`].
+    pub fn hold(&self) -> io::Result<Plugged<'_>> {
+        let hold = Hold::new()?;
+        self.flag.store(1, Ordering::SeqCst);
+        wake(self.flag);
+        Ok(Plugged {
+            plug: self,
+            _hold: hold,
+        })
+    }
+}
+
+impl Drop for Plug {
+    fn drop(&mut self) {
+        let _ = sys::kill(self.pid, libc::SIGKILL);
+        let _ = sys::wait(self.pid);
+    }
+}
+
+/// CPU 0 is taken until this is dropped.
+pub struct Plugged<'a> {
+    plug: &'a Plug,
+    _hold: Hold,
+}
+
+impl Plugged<'_> {
+    /// Leaves CPU 0 to the plug: from now on the calling thread may sleep.
+    pub fn step_aside(&self) -> io::Result<()> {
+        run_elsewhere()
+    }
+}
+
+impl Drop for Plugged<'_> {
+    fn drop(&mut self) {
+        self.plug.flag.store(0, Ordering::SeqCst);
+    }
+}
+
+/// The plug's life: sleep while the flag is 0, spin while it is 1.
+fn plug(flag: &AtomicU32) -> ! {
+    loop {
+        // SAFETY: the futex word lives in a mapping that is never unmapped; a null timeout means no timeout.
+        unsafe {
+            libc::syscall(
+                libc::SYS_futex,
+                flag.as_ptr(),
+                libc::FUTEX_WAIT,
+                0,
+                std::ptr::null::<libc::timespec>(),
+            );
+        }
+        let start = sys::now_ns();
+        while flag.load(Ordering::Relaxed) == 1 && sys::now_ns() - start < PLUG_LIMIT_NS {
+            std::hint::spin_loop();
+        }
+        while flag.load(Ordering::Relaxed) == 1 {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+}
+
+fn wake(flag: &AtomicU32) {
+    // SAFETY: as in plug().
+    unsafe {
+        libc::syscall(libc::SYS_futex, flag.as_ptr(), libc::FUTEX_WAKE, i32::MAX);
+    }
+}

@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Tests and benchmark of asyncfork, run as root inside a throw-away virtual machine.
+//!
+//! Each test forks in earnest, compares every page on both sides with a model, and demands from the module's report that
+//! the path it is about was really taken: the fallback, a stock fork, has the right contents by design.
+
+mod bench;
+mod board;
+mod cases;
+mod cgroup;
+mod ctx;
+mod hold;
+mod leak;
+mod mem;
+mod module;
+mod procfs;
+mod rng;
+mod runner;
+mod session;
+mod sys;
+mod verdict;
+
+use anyhow::{bail, Context as _};
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(
+    name = "asyncfork-guest",
+    about = "Tests and benchmark of asyncfork, for use inside a virtual machine"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the VM tests
+    Test(TestArgs),
+    /// Measure stock against asynchronous forks, and what an idle module costs
+    Bench(bench::BenchArgs),
+    /// The forking program that the test of the library runs
+    #[command(hide = true)]
+    Forker(cases::ForkerArgs),
+}
+
+#[derive(Args)]
+struct TestArgs {
+    /// asyncfork.ko
+    #[arg(long, value_name = "KO", required_unless_present_any = ["list", "control"])]
+    module: Option<PathBuf>,
+    /// libasyncfork.so; without it the tests of the library are skipped
+    #[arg(long, value_name = "SO")]
+    shim: Option<PathBuf>,
+    /// Directory that gets results.txt (appended to)
+    #[arg(long, value_name = "DIR", required_unless_present = "list")]
+    results: Option<PathBuf>,
+    /// Replay a run [default: random]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+    /// full, or quick: one test for each kind of operation
+    #[arg(long, value_enum, default_value = "full")]
+    suite: cases::Suite,
+    /// Print the names of the selected tests and end
+    #[arg(long)]
+    list: bool,
+    /// Stock forks without the module: shows what the kernel's own fork does in these tests
+    #[arg(long)]
+    control: bool,
+    /// Run although this does not look like a virtme-ng guest: loads a module, changes settings, risks the machine
+    #[arg(long)]
+    not_a_guest: bool,
+    /// Only tests whose name contains one of these
+    filter: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Test(args) => test(args),
+        Command::Bench(args) => expect_guest(args.not_a_guest).and_then(|()| bench::run(&args)),
+        Command::Forker(args) => cases::forker(&args),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(e) => {
+            eprintln!("asyncfork-guest: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Refuses to play with a machine that somebody needs.
+fn expect_guest(not_a_guest: bool) -> anyhow::Result<()> {
+    let cmdline = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
+    if !not_a_guest && !cmdline.contains("virtme") {
+        bail!("this is no virtme-ng guest; --not-a-guest runs it all the same");
+    }
+    Ok(())
+}
+
+fn test(args: TestArgs) -> anyhow::Result<bool> {
+    let options = runner::Options {
+        module: args.module.unwrap_or_default(),
+        shim: args.shim.unwrap_or_default(),
+        results: args.results.unwrap_or_default(),
+        seed: args
+            .seed
+            .unwrap_or_else(|| rng::mix(sys::now_ns() ^ sys::pid() as u64) >> 32),
+        suite: args.suite,
+        filters: args.filter,
+        control: args.control,
+    };
+    if args.list {
+        for test in options.selected() {
+            println!("{}", test.name);
+        }
+        return Ok(true);
+    }
+    expect_guest(args.not_a_guest)?;
+    runner::run(&options)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

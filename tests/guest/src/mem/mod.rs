@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Memory under test: raw ranges, page patterns, and arenas with a model of their contents.
+
+mod arena;
+mod pattern;
+pub mod probe;
+mod span;
+
+pub use arena::{Arena, Shape, Want};
+pub use span::Span;
+
+/// Bytes of a base page.
+pub const PAGE: usize = 4096;
+/// Bytes that one PTE table maps.
+pub const CHUNK: usize = 2 << 20;
+/// Pages of a chunk.
+pub const CHUNK_PAGES: usize = CHUNK / PAGE;
+/// 64-bit words of a page.
+pub const PAGE_WORDS: usize = PAGE / 8;

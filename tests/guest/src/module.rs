@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Loading, unloading and setting up the kernel module.
+
+use crate::sys;
+use crate::verdict::{Context, Outcome, Verdict};
+use asyncfork_uapi::{Device, Stats};
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+const SYSFS: &str = "/sys/module/asyncfork";
+
+/// The module file under test.
+#[derive(Debug, Clone)]
+pub struct Module {
+    ko: PathBuf,
+}
+
+impl Module {
+    /// Nothing is loaded yet.
+    pub fn new(ko: PathBuf) -> Self {
+        Self { ko }
+    }
+
+    /// Loads the module; `params` as on insmod's command line.
+    pub fn load(&self, params: &str) -> io::Result<()> {
+        let file = fs::File::open(&self.ko)?;
+        let params = CString::new(params)?;
+        // SAFETY: descriptor and string live across the call.
+        sys::cvt(unsafe {
+            libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), params.as_ptr(), 0)
+        })
+        .map(drop)
+    }
+
+    /// One try to unload, as rmmod does: EAGAIN while the module is in use.
+    pub fn try_unload(&self) -> io::Result<()> {
+        // SAFETY: a literal C string.
+        sys::cvt(unsafe {
+            libc::syscall(
+                libc::SYS_delete_module,
+                c"asyncfork".as_ptr(),
+                libc::O_NONBLOCK,
+            )
+        })
+        .map(drop)
+    }
+
+    /// Unloads; waits for the sessions' references, which a worker drops a moment after their end.
+    pub fn unload(&self) -> Outcome {
+        let done = sys::poll_until(|| match self.try_unload() {
+            Ok(()) => Ok(Some(())),
+            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Ok(None),
+            Err(e) => Err(e),
+        })
+        .at("unload")?;
+        match done {
+            Some(()) => Ok(()),
+            None => Err(Verdict::Failed(format!(
+                "the module cannot be unloaded though nothing uses it: reference count {}",
+                self.refcount()
+                    .map_or_else(|e| e.to_string(), |n| n.to_string())
+            ))),
+        }
+    }
+
+    /// Whether it is loaded and ready.
+    pub fn is_loaded(&self) -> bool {
+        Path::new(SYSFS).join("initstate").exists()
+    }
+
+    /// The module's reference count.
+    pub fn refcount(&self) -> io::Result<i64> {
+        read_number(&format!("{SYSFS}/refcnt"))
+    }
+
+    /// Sets a live parameter.
+    pub fn set(&self, name: &str, value: impl ToString) -> io::Result<()> {
+        fs::write(format!("{SYSFS}/parameters/{name}"), value.to_string())
+    }
+
+    /// Reads a parameter.
+    pub fn get(&self, name: &str) -> io::Result<String> {
+        Ok(fs::read_to_string(format!("{SYSFS}/parameters/{name}"))?
+            .trim()
+            .to_string())
+    }
+
+    /// The totals since load.
+    pub fn stats(&self) -> Outcome<Stats> {
+        Ok(open()?.stats().map_err(device_error)?)
+    }
+}
+
+/// Opens the device.
+pub fn open() -> Outcome<Device> {
+    Device::open().map_err(|e| device_error(e).into())
+}
+
+/// A device error with its hint.
+pub fn device_error(e: asyncfork_uapi::Error) -> anyhow::Error {
+    anyhow::anyhow!("/dev/asyncfork {e}")
+}
+
+/// Reads a file that holds one number.
+pub fn read_number(path: &str) -> io::Result<i64> {
+    let text =
+        fs::read_to_string(path).map_err(|e| io::Error::new(e.kind(), format!("{path}: {e}")))?;
+    text.trim()
+        .parse()
+        .map_err(|e| io::Error::other(format!("{path}: {e}: {text:?}")))
+}

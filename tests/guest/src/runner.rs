@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Runs tests one after another, each in a process of its own.
+
+use crate::board;
+use crate::cases::{Suite, Test, TESTS};
+use crate::cgroup::Cgroup;
+use crate::ctx::Ctx;
+use crate::hold;
+use crate::leak::Census;
+use crate::mem::probe;
+use crate::module::Module;
+use crate::sys::{self, Exit};
+use crate::verdict::{Context, Outcome, Verdict};
+use anyhow::{bail, Context as _};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+/// A test that takes longer is stuck. Far above what the slowest takes on an emulated processor.
+const WATCHDOG_SECONDS: i32 = 240;
+const SCRATCH: &str = "/run/asyncfork-guest";
+
+/// What to run and where.
+pub struct Options {
+    /// asyncfork.ko
+    pub module: PathBuf,
+    /// libasyncfork.so
+    pub shim: PathBuf,
+    /// Gets results.txt.
+    pub results: PathBuf,
+    /// Replays a run.
+    pub seed: u64,
+    /// Which tests.
+    pub suite: Suite,
+    /// Only tests whose name contains one of these; empty: all.
+    pub filters: Vec<String>,
+    /// Stock forks, no module.
+    pub control: bool,
+}
+
+impl Options {
+    /// The tests that the suite and the filters select. A filter selects from all suites.
+    pub fn selected(&self) -> Vec<&'static Test> {
+        let wanted = |t: &Test| {
+            if self.filters.is_empty() {
+                t.suite <= self.suite
+            } else {
+                self.filters.iter().any(|f| t.name.contains(f.as_str()))
+            }
+        };
+        TESTS
+            .iter()
+            .flat_map(|group| group.iter())
+            .filter(|t| wanted(t))
+            .collect()
+    }
+}
+
+/// Runs the selected tests.
+///
+/// # Errors
+/// The guest cannot be set up, or results cannot be written. Bad verdicts are no error.
+pub fn run(options: &Options) -> anyhow::Result<bool> {
+    let tests = options.selected();
+    if tests.is_empty() {
+        bail!("no test matches; --list shows the names");
+    }
+    set_up_guest()?;
+    let mut runner = Runner {
+        options,
+        module: Module::new(options.module.clone()),
+        cgroups: Cgroup::top().context("cgroup version 2 is needed at /sys/fs/cgroup")?,
+        log: Log::create(&options.results, options.control)?,
+        stopped: None,
+    };
+    println!(
+        "asyncfork-guest: seed {}, {} tests{}",
+        options.seed,
+        tests.len(),
+        runner.mode()
+    );
+
+    let ready = runner.prepare_module();
+    let baseline = Census::take();
+    for test in &tests {
+        let result = match &runner.stopped {
+            Some(why) => Err(Verdict::Broken(format!("not run: {why}"))),
+            None => ready.clone().and_then(|()| runner.test(test)),
+        };
+        runner.log.verdict(test.name, &result, options)?;
+    }
+    if ready.is_ok() && !options.control {
+        let result = runner
+            .module
+            .unload()
+            .map(|()| "reference count 0".to_string());
+        runner
+            .log
+            .verdict("module_unloads_after_all_tests", &result, options)?;
+    }
+    if ready.is_ok() {
+        let result = baseline.at("baseline").and_then(|b| b.expect_unchanged());
+        runner
+            .log
+            .verdict("kernel_memory_is_back_to_the_baseline", &result, options)?;
+    }
+    Ok(runner.log.summary())
+}
+
+fn set_up_guest() -> anyhow::Result<()> {
+    // A real-time parent must be able to keep a CPU for as long as its test needs.
+    fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1")
+        .context("cannot switch off real-time throttling")?;
+    if sys::cpus() < 2 {
+        bail!("the guest needs at least two processors");
+    }
+    fs::create_dir_all(SCRATCH)?;
+    let mounted = fs::read_to_string("/proc/mounts")?
+        .lines()
+        .any(|l| l.split(' ').nth(1) == Some(SCRATCH));
+    if !mounted {
+        sys::mount("tmpfs", Path::new(SCRATCH), "tmpfs", "mode=1777")
+            .context("cannot mount a tmpfs")?;
+    }
+    Ok(())
+}
+
+struct Runner<'a> {
+    options: &'a Options,
+    module: Module,
+    cgroups: Cgroup,
+    log: Log,
+    /// Why nothing more can be run.
+    stopped: Option<String>,
+}
+
+impl Runner<'_> {
+    fn mode(&self) -> &'static str {
+        if self.options.control {
+            " (control: stock forks, no module)"
+        } else {
+            ""
+        }
+    }
+
+    /// Loads the module, or reloads it to get a fresh state.
+    fn prepare_module(&self) -> Outcome {
+        if self.options.control {
+            return Ok(());
+        }
+        if self.module.is_loaded() {
+            self.module.unload().at("unload an older module")?;
+        }
+        let place = format!("load {}", self.options.module.display());
+        self.module
+            .load("")
+            .map_err(|e| Verdict::Broken(format!("{place}: {e}; the kernel log says why")))
+    }
+
+    /// Default parameters; loads the module if the test before left it unloaded.
+    fn reset_module(&self) -> Outcome {
+        if self.options.control {
+            return Ok(());
+        }
+        if !self.module.is_loaded() {
+            self.prepare_module()?;
+        }
+        self.module.set("enabled", 1)?;
+        self.module.set("park_partial", 0)?;
+        Ok(())
+    }
+
+    fn test(&mut self, test: &Test) -> Outcome<String> {
+        if self.options.control && test.needs_module {
+            return Err(Verdict::Skip("needs the module".into()));
+        }
+        mark_kernel_log(test.name)?;
+        self.reset_module()?;
+        let cgroup = self.cgroups.child(test.name)?;
+        let scratch = Path::new(SCRATCH).join(test.name);
+        fs::create_dir_all(&scratch)?;
+        let ctx = Ctx {
+            name: test.name.into(),
+            seed: self.options.seed,
+            control: self.options.control,
+            module: self.module.clone(),
+            shim: self.options.shim.clone(),
+            scratch,
+            cgroup,
+        };
+
+        let start = Instant::now();
+        let result = work(&ctx, test);
+        self.log.seconds = start.elapsed().as_secs_f32();
+        self.clean_up(&ctx);
+        let quiet = if self.options.control || self.stopped.is_some() {
+            Ok(())
+        } else {
+            self.expect_quiet(test)
+        };
+        match (result, quiet) {
+            (Ok(_), Err(v)) => Err(v),
+            (result, _) => result,
+        }
+    }
+
+    /// Kills what the test left behind. What cannot be killed ends the run.
+    fn clean_up(&mut self, ctx: &Ctx) {
+        let gone = ctx.cgroup.kill().and_then(|()| {
+            sys::poll_until(|| {
+                reap();
+                Ok::<_, std::io::Error>(ctx.cgroup.processes().is_empty().then_some(()))
+            })
+        });
+        if !matches!(gone, Ok(Some(()))) {
+            describe(&ctx.cgroup.processes());
+            self.stopped = Some(format!("processes of {} cannot be killed", ctx.name));
+            return;
+        }
+        // A cgroup goes away a moment after its last process.
+        let _ = sys::poll_until(|| Ok::<_, ()>(ctx.cgroup.remove().ok()));
+        let _ = fs::remove_dir_all(&ctx.scratch);
+    }
+
+    /// No session may survive its processes, and the module must not have found anything wrong.
+    fn expect_quiet(&self, test: &Test) -> Outcome {
+        if !self.module.is_loaded() {
+            return Ok(());
+        }
+        let over = sys::poll_until(|| -> Outcome<Option<()>> {
+            Ok((self.module.stats()?.running == 0).then_some(()))
+        })?;
+        let stats = self.module.stats()?;
+        if over.is_none() {
+            return Err(Verdict::Failed(format!(
+                "{} sessions still run after the test's processes ended",
+                stats.running
+            )));
+        }
+        if stats.switched_off != 0 {
+            self.reload_after_switch_off();
+            return Err(Verdict::Failed(
+                "the module found an inconsistency and switched itself off".into(),
+            ));
+        }
+        if stats.merged != 0 && !test.may_merge {
+            return Err(Verdict::Failed(format!(
+                "{} chunks found their slot taken",
+                stats.merged
+            )));
+        }
+        Ok(())
+    }
+
+    fn reload_after_switch_off(&self) {
+        let reloaded = self.module.unload().and_then(|()| self.prepare_module());
+        if let Err(v) = reloaded {
+            println!("cannot reload the module: {v}");
+        }
+    }
+}
+
+/// Runs the test in a worker process, with a watchdog.
+fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
+    let (read, write) = sys::pipe()?;
+    // SAFETY: the runner is single-threaded; the child ends in worker().
+    let pid = sys::cvt(unsafe { libc::fork() })?;
+    if pid == 0 {
+        drop(read);
+        worker(ctx, test, write);
+    }
+    drop(write);
+
+    if !wait_with_watchdog(pid)? {
+        describe(&ctx.cgroup.processes());
+        ctx.cgroup.kill()?;
+        return Err(Verdict::Broken(format!("stuck for {WATCHDOG_SECONDS} s")));
+    }
+    match sys::wait(pid)? {
+        Exit::Code(0) => {}
+        other => {
+            return Err(Verdict::Failed(format!(
+                "the test's process ended with {other:?}"
+            )))
+        }
+    }
+    parse_result(read)
+}
+
+/// Waits for the process to become a zombie; false: it did not.
+fn wait_with_watchdog(pid: i32) -> std::io::Result<bool> {
+    // SAFETY: no memory is involved.
+    let fd = sys::cvt(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
+    // SAFETY: a fresh descriptor.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one pollfd that lives across the call.
+    let n = sys::cvt(unsafe { libc::poll(&mut poll, 1, WATCHDOG_SECONDS * 1000) })?;
+    Ok(n == 1)
+}
+
+/// The worker's single line: verdict and text.
+fn parse_result(read: OwnedFd) -> Outcome<String> {
+    // SAFETY: the flag changes nothing but this pipe end. Processes left behind may still hold the other one.
+    sys::cvt(unsafe { libc::fcntl(read.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
+    let mut buf = [0; 8192];
+    let n = File::from(read).read(&mut buf).unwrap_or(0);
+    let line = String::from_utf8_lossy(&buf[..n]).into_owned();
+    let (word, text) = line.trim_end().split_once('\t').unwrap_or(("", ""));
+    let text = text.to_string();
+    match word {
+        "ok" => Ok(text),
+        "failed" => Err(Verdict::Failed(text)),
+        "broken" => Err(Verdict::Broken(text)),
+        "skip" => Err(Verdict::Skip(text)),
+        _ => Err(Verdict::Failed(
+            "the test's process ended without a verdict".into(),
+        )),
+    }
+}
+
+fn worker(ctx: &Ctx, test: &Test, write: OwnedFd) -> ! {
+    let result = board::guarded(|| {
+        set_up_worker(ctx).at("set up the worker")?;
+        test.run(ctx)
+    });
+    let (word, text) = match &result {
+        Ok(detail) => ("ok", detail.as_str()),
+        Err(v) => (v.word(), v.text()),
+    };
+    let text: String = text.replace(['\n', '\t'], " ").chars().take(2000).collect();
+    let sent = File::from(write).write_all(format!("{word}\t{text}\n").as_bytes());
+    sys::exit_now(i32::from(sent.is_err()));
+}
+
+fn set_up_worker(ctx: &Ctx) -> std::io::Result<()> {
+    let main = ctx.cgroup.child("main")?;
+    main.enter()?;
+    ctx.cgroup.delegate()?;
+    // SAFETY: plain numbers; a session of its own, orphans come to the worker, no core files.
+    unsafe {
+        libc::setsid();
+        sys::cvt(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))?;
+        let none = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: libc::RLIM_INFINITY,
+        };
+        sys::cvt(libc::setrlimit(libc::RLIMIT_CORE, &none))?;
+        // The allocator stays in the brk area: it must not map memory into the holes that tests make.
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+    }
+    hold::run_anywhere()?;
+    probe::install()
+}
+
+fn reap() {
+    // SAFETY: no status is asked for.
+    while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+}
+
+/// Shows where processes are stuck, thread by thread.
+fn describe(pids: &[i32]) {
+    for pid in pids {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for task in tasks.map(|t| t.path()) {
+            let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
+            let status = read("status");
+            let state = status
+                .lines()
+                .find(|l| l.starts_with("State"))
+                .unwrap_or("gone");
+            println!(
+                "  {} {}: {state}\n{}",
+                task.display(),
+                read("comm").trim(),
+                read("stack").trim_end()
+            );
+        }
+    }
+}
+
+/// Lets readers of the kernel log attribute a complaint to its test.
+fn mark_kernel_log(name: &str) -> std::io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .open("/dev/kmsg")?
+        .write_all(format!("asyncfork-test: {name}\n").as_bytes())
+}
+
+/// Verdicts on standard output and in results.txt.
+struct Log {
+    file: File,
+    /// Prefix of names in results.txt, so that a control run is never taken for a test run.
+    prefix: &'static str,
+    /// How long the last test took; for the reader, no verdict depends on it.
+    seconds: f32,
+    ok: usize,
+    skipped: usize,
+    bad: Vec<String>,
+}
+
+impl Log {
+    fn create(dir: &Path, control: bool) -> anyhow::Result<Self> {
+        let path = dir.join("results.txt");
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&path)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+        Ok(Self {
+            file,
+            prefix: if control { "control:" } else { "" },
+            seconds: 0.0,
+            ok: 0,
+            skipped: 0,
+            bad: vec![],
+        })
+    }
+
+    fn verdict(
+        &mut self,
+        name: &str,
+        result: &Outcome<String>,
+        options: &Options,
+    ) -> anyhow::Result<()> {
+        let (word, text) = match result {
+            Ok(detail) => ("ok", detail.as_str()),
+            Err(v) => (v.word(), v.text()),
+        };
+        match result {
+            Ok(_) => println!("ok {name} ({text}; {:.1} s)", self.seconds),
+            Err(Verdict::Failed(_)) => println!("FAILED {name}: {text}"),
+            Err(_) => println!("{word} {name}: {text}"),
+        }
+        match result {
+            Ok(_) => self.ok += 1,
+            Err(Verdict::Skip(_)) => self.skipped += 1,
+            Err(_) => {
+                println!(
+                    "  rerun: asyncfork-guest test --seed {} ... {name}",
+                    options.seed
+                );
+                self.bad.push(format!("{word} {name}"));
+            }
+        }
+        std::io::stdout().flush()?;
+        writeln!(self.file, "{word}\t{}{name}\t{text}", self.prefix)?;
+        Ok(())
+    }
+
+    /// Prints the totals; true if all is well. A run without one "ok" has shown nothing.
+    fn summary(&self) -> bool {
+        println!(
+            "{} ok, {} failed or broken, {} skipped",
+            self.ok,
+            self.bad.len(),
+            self.skipped
+        );
+        for line in &self.bad {
+            println!("  {line}");
+        }
+        self.bad.is_empty() && self.ok > 0
+    }
+}

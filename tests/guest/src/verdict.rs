@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a test says at its end.
+
+use std::fmt;
+use std::io;
+
+/// Why a test did not pass.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Verdict {
+    /// The claim in the test's name is false.
+    Failed(String),
+    /// The test could not be made: set-up failed, or what it is about never happened. Counts as a failure.
+    Broken(String),
+    /// The guest lacks what the test needs.
+    Skip(String),
+}
+
+/// Result of a test or of a step of it.
+pub type Outcome<T = ()> = Result<T, Verdict>;
+
+impl Verdict {
+    /// The word used in results.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Failed(_) => "failed",
+            Self::Broken(_) => "broken",
+            Self::Skip(_) => "skip",
+        }
+    }
+
+    /// The reason.
+    pub fn text(&self) -> &str {
+        match self {
+            Self::Failed(t) | Self::Broken(t) | Self::Skip(t) => t,
+        }
+    }
+
+    /// The same verdict, its reason prefixed with where it came from.
+    pub fn at(self, place: impl fmt::Display) -> Self {
+        match self {
+            Self::Failed(t) => Self::Failed(format!("{place}: {t}")),
+            Self::Broken(t) => Self::Broken(format!("{place}: {t}")),
+            Self::Skip(t) => Self::Skip(format!("{place}: {t}")),
+        }
+    }
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.word(), self.text())
+    }
+}
+
+impl std::error::Error for Verdict {}
+
+impl From<io::Error> for Verdict {
+    fn from(e: io::Error) -> Self {
+        Self::Broken(e.to_string())
+    }
+}
+
+impl From<anyhow::Error> for Verdict {
+    fn from(e: anyhow::Error) -> Self {
+        Self::Broken(format!("{e:#}"))
+    }
+}
+
+/// Says where an error happened.
+pub trait Context<T> {
+    /// Prefixes the reason with `place`.
+    fn at(self, place: impl fmt::Display) -> Outcome<T>;
+}
+
+impl<T, E: Into<Verdict>> Context<T> for Result<T, E> {
+    fn at(self, place: impl fmt::Display) -> Outcome<T> {
+        self.map_err(|e| e.into().at(place))
+    }
+}
+
+/// Returns `Verdict::Failed` unless the condition holds.
+#[macro_export]
+macro_rules! claim {
+    ($cond:expr, $($why:tt)+) => {
+        if !$cond {
+            return Err($crate::verdict::Verdict::Failed(format!($($why)+)));
+        }
+    };
+}
+
+/// Returns `Verdict::Broken` unless the condition holds.
+#[macro_export]
+macro_rules! require {
+    ($cond:expr, $($why:tt)+) => {
+        if !$cond {
+            return Err($crate::verdict::Verdict::Broken(format!($($why)+)));
+        }
+    };
+}
+
+/// Returns `Verdict::Skip` unless the condition holds.
+#[macro_export]
+macro_rules! skip_unless {
+    ($cond:expr, $($why:tt)+) => {
+        if !$cond {
+            return Err($crate::verdict::Verdict::Skip(format!($($why)+)));
+        }
+    };
+}
