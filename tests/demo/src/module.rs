@@ -1,0 +1,172 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel module: load, switch, what it reports, unload.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{bail, ensure, Context, Result};
+use asyncfork_uapi::{Device, Outcome, Reason, Report, State, Stats};
+
+use crate::claim;
+
+const SYSFS: &str = "/sys/module/asyncfork";
+
+/// The loaded module; unloaded on drop.
+pub struct Module {
+    loaded: bool,
+}
+
+impl Module {
+    /// Loads the module file.
+    ///
+    /// # Errors
+    /// It is loaded already, or the kernel refuses it.
+    pub fn load(file: &Path) -> Result<Self> {
+        ensure!(
+            !Path::new(SYSFS).exists(),
+            "a module asyncfork is loaded already: rmmod it first"
+        );
+        ensure!(
+            file.exists(),
+            "there is no {}: run scripts/kmod",
+            file.display()
+        );
+        command(
+            "insmod",
+            &[file.to_str().context("the module's path is not text")?],
+        )
+        .context("the kernel log (dmesg) says why the module refused to load")?;
+        let module = Self { loaded: true };
+        Device::open()?.check_abi()?;
+        Ok(module)
+    }
+
+    /// Switches asynchronous forks on or off, for everybody and at once.
+    ///
+    /// # Errors
+    /// An unwritable parameter.
+    pub fn set_enabled(&self, on: bool) -> Result<()> {
+        let path = format!("{SYSFS}/parameters/enabled");
+        fs::write(&path, if on { "1" } else { "0" }).with_context(|| format!("writing {path}"))
+    }
+
+    /// Totals so far.
+    ///
+    /// # Errors
+    /// A device that does not answer.
+    pub fn stats(&self) -> Result<Stats> {
+        Ok(Device::open()?.stats()?)
+    }
+
+    /// Checks that since `before` there was one armed fork and that it was
+    /// stock for no other reason than the switch.
+    ///
+    /// # Errors
+    /// It was something else.
+    pub fn expect_stock(&self, before: &Stats) -> Result<()> {
+        let now = self.stats()?;
+        claim!(
+            now.armed == before.armed + 1,
+            "the library armed {} forks instead of one",
+            now.armed - before.armed
+        );
+        claim!(
+            now.stock == before.stock + 1
+                && now.stock_by(Reason::Disabled) == before.stock_by(Reason::Disabled) + 1
+                && now.r#async == before.r#async,
+            "the fork was not a stock fork for reason \"disabled\": {now:?}"
+        );
+        check_health(&now)
+    }
+
+    /// Checks that since `before` there was one armed fork, that it was
+    /// asynchronous, and that the child got every chunk; returns its report.
+    ///
+    /// # Errors
+    /// It was something else.
+    pub fn expect_async(&self, before: &Stats, parent: u32) -> Result<Report> {
+        let now = self.stats()?;
+        claim!(
+            now.armed == before.armed + 1,
+            "the library armed {} forks instead of one",
+            now.armed - before.armed
+        );
+        if now.r#async != before.r#async + 1 {
+            let why = Reason::ALL
+                .iter()
+                .find(|&&r| now.stock_by(r) > before.stock_by(r));
+            let why = why.map_or("the fork failed, or the session still runs", |r| {
+                r.explain()
+            });
+            claim!(false, "the fork was not asynchronous: {why}");
+        }
+        let recent = Device::open()?.recent()?;
+        let Some(report) = recent.entries().first().copied() else {
+            bail!("the module counts an asynchronous fork but lists no session");
+        };
+        claim!(
+            report.parent_pid == parent as i32 && report.outcome() == Outcome::Async,
+            "the newest session is not the server's: {report:?}"
+        );
+        claim!(
+            report.state() == State::Done && report.reattached == 0,
+            "the session was aborted: {report:?}"
+        );
+        let pulled = report.by_child + report.by_parent + report.by_helper + report.by_other;
+        claim!(
+            report.parked > 0 && pulled == report.parked,
+            "{} chunks were parked but {pulled} pulled: {report:?}",
+            report.parked
+        );
+        check_health(&now)?;
+        Ok(report)
+    }
+
+    /// Unloads the module.
+    ///
+    /// # Errors
+    /// It is in use.
+    pub fn unload(mut self) -> Result<()> {
+        self.loaded = false;
+        command("rmmod", &["asyncfork"])?;
+        claim!(
+            !Path::new(SYSFS).exists(),
+            "the module is still there after rmmod"
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.loaded {
+            if let Err(e) = command("rmmod", &["asyncfork"]) {
+                eprintln!("asyncfork-demo: {e:#}");
+            }
+        }
+    }
+}
+
+fn check_health(stats: &Stats) -> Result<()> {
+    claim!(
+        stats.merged == 0 && stats.switched_off == 0 && stats.killed == 0,
+        "the module reports an inconsistency, see dmesg: {stats:?}"
+    );
+    Ok(())
+}
+
+fn command(program: &str, args: &[&str]) -> Result<()> {
+    let output = Command::new(program)
+        .args(args)
+        .output()
+        .with_context(|| format!("running {program}: run scripts/setup, and be root in the VM"))?;
+    ensure!(
+        output.status.success(),
+        "{program} {}: {} {}",
+        args.join(" "),
+        output.status,
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(())
+}
