@@ -116,8 +116,11 @@ impl Shim {
             }
             Obstacle::Module(reason) => {
                 let why = reason.explain();
-                self.log
-                    .once(Once::Stock(*reason), level, format_args!("{what}: {why}"));
+                self.log.once(
+                    Once::Stock(*reason),
+                    level,
+                    format_args!("{what}: {reason}: {why}"),
+                );
             }
         }
         plan
@@ -160,22 +163,17 @@ impl Shim {
                     report.eager
                 ),
             ),
-            // Small, or nothing to gain: as it should be.
-            Outcome::Stock if matches!(report.reason(), Reason::MinRss | Reason::Nothing) => {
-                self.log.log(
-                    Level::Debug,
-                    format_args!("stock fork of {pid}: {}", report.reason().explain()),
-                );
+            Outcome::Stock => {
+                let reason = report.reason();
+                let why = reason.explain();
+                let message = format_args!("stock fork of {pid}: {reason}: {why}");
+                match reason {
+                    // As it should be.
+                    Reason::MinRss => self.log.log(Level::Debug, message),
+                    Reason::Nothing => self.log.log(Level::Info, message),
+                    _ => self.log.once(Once::Stock(reason), level, message),
+                }
             }
-            Outcome::Stock => self.log.once(
-                Once::Stock(report.reason()),
-                level,
-                format_args!(
-                    "stock fork of {pid}: {} (reason {})",
-                    report.reason().explain(),
-                    report.reason
-                ),
-            ),
             outcome => self.log.once(
                 Once::Unseen,
                 level,

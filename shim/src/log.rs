@@ -25,7 +25,7 @@ pub enum Level {
     Error,
     /// What an operator should look at, once per reason.
     Warn,
-    /// Each asynchronous fork.
+    /// Each asynchronous fork, and each that had nothing to park.
     Info,
     /// Each fork.
     Debug,

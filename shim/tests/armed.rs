@@ -156,7 +156,7 @@ fn reasons_that_matter_are_one_warning_each() {
     }
     let bench = Bench::new();
     let run = bench.run(program(&bench)).args(&["fork=fork"]);
-    fake_stock(run, Reason::Unknown(4711)).expect_log(1, "(reason 4711)");
+    fake_stock(run, Reason::Unknown(4711)).expect_log(1, "unknown(4711): the module has a reason");
 }
 
 #[test]
@@ -357,11 +357,11 @@ mod require {
         for (setting, text) in [
             (
                 "enabled=0",
-                "fork refused (ASYNCFORK=require): the module is disabled",
+                "fork refused (ASYNCFORK=require): disabled: the module",
             ),
             (
                 "switched_off=1",
-                "fork refused (ASYNCFORK=require): the module switched itself off",
+                "fork refused (ASYNCFORK=require): switched_off: the module",
             ),
             (
                 "abi=2",

@@ -162,9 +162,13 @@ impl Reason {
             Self::Limit => {
                 "too many sessions at once; raise the module's limit if that is normal here"
             }
-            Self::Nothing => "no chunk of the memory can be parked",
+            Self::Nothing => {
+                "no chunk can be parked (huge pages and file or shared mappings are copied at once)"
+            }
             Self::Shared => "another process shares the memory (CLONE_VM, vfork)",
-            Self::Unknown(_) => "for a reason that this library does not know; update it",
+            Self::Unknown(_) => {
+                "the module has a reason that this library does not know; update it"
+            }
         }
     }
 }
