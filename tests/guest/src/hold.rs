@@ -18,6 +18,36 @@ fn all_cpus() -> Vec<usize> {
     (0..sys::cpus()).collect()
 }
 
+/// Moves what kernel threads can be moved off CPU 0: whoever takes that CPU for long must not starve them, for RCU and
+/// helper threads of the module are among them.
+pub fn clear_cpu() -> io::Result<()> {
+    let mask: usize = all_cpus()
+        .into_iter()
+        .filter(|&c| c != CPU)
+        .map(|c| 1 << c)
+        .sum();
+    std::fs::write(
+        "/sys/devices/virtual/workqueue/cpumask",
+        format!("{mask:x}"),
+    )?;
+    for entry in std::fs::read_dir("/proc")?.flatten() {
+        let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        let is_kernel_thread =
+            std::fs::read(entry.path().join("cmdline")).is_ok_and(|c| c.is_empty());
+        if is_kernel_thread {
+            // Those that belong to one CPU refuse.
+            let _ = sys::set_affinity_of(pid, &other_cpus());
+        }
+    }
+    Ok(())
+}
+
+fn other_cpus() -> Vec<usize> {
+    all_cpus().into_iter().filter(|&c| c != CPU).collect()
+}
+
 /// Makes the calling thread an ordinary one that may run anywhere.
 pub fn run_anywhere() -> io::Result<()> {
     sys::set_normal()?;
@@ -26,9 +56,8 @@ pub fn run_anywhere() -> io::Result<()> {
 
 /// Keeps the calling thread off CPU 0, where a plug would starve it.
 pub fn run_elsewhere() -> io::Result<()> {
-    let others: Vec<usize> = all_cpus().into_iter().filter(|&c| c != CPU).collect();
     // In this order: an ordinary thread beside a running plug gets no further.
-    sys::set_affinity(&others)?;
+    sys::set_affinity(&other_cpus())?;
     sys::set_normal()
 }
 

@@ -27,6 +27,11 @@ pub fn pid() -> i32 {
 
 /// Restricts the calling thread to `cpus`.
 pub fn set_affinity(cpus: &[usize]) -> io::Result<()> {
+    set_affinity_of(0, cpus)
+}
+
+/// Restricts a thread to `cpus`.
+pub fn set_affinity_of(pid: i32, cpus: &[usize]) -> io::Result<()> {
     // SAFETY: all-zero is an empty set.
     let mut set: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     for &cpu in cpus {
@@ -34,7 +39,7 @@ pub fn set_affinity(cpus: &[usize]) -> io::Result<()> {
         unsafe { libc::CPU_SET(cpu, &mut set) };
     }
     // SAFETY: the set lives across the call.
-    cvt(unsafe { libc::sched_setaffinity(0, size_of_val(&set), &set) }).map(drop)
+    cvt(unsafe { libc::sched_setaffinity(pid, size_of_val(&set), &set) }).map(drop)
 }
 
 /// Number of online processors.

@@ -62,6 +62,11 @@ impl Bench {
     pub fn module(&self) -> String {
         format!("target/kmod/{}/asyncfork.ko", self.release)
     }
+
+    /// The module built with fault injection, relative to the root.
+    pub fn faults_module(&self) -> String {
+        format!("target/kmod/{}-faults/asyncfork.ko", self.release)
+    }
 }
 
 /// Refuses paths that virtme-ng, which builds a shell command and a kernel

@@ -25,9 +25,10 @@ use crate::vm::{host_has_la57, last_lines, End, La57, Outcome, Streams, VmOption
 #[command(override_usage = "scripts/test [OPTIONS] [FILTER]...")]
 #[command(after_help = "\
 Without FILTER: format, clippy, unit and host tests, module build, sparse and
-checkpatch, then the VM suite twice: with 5-level page tables, and with 4-level
-ones, memory poisoning and two memory nodes. With FILTER: builds, and the named
-VM tests alone.
+checkpatch, then the VM suite: all of it with 4-level page tables, memory
+poisoning and two memory nodes, its quick part with 5-level ones, and the tests
+of failing allocations with a module built for that. With FILTER: builds, and
+the named VM tests alone.
 
 Exit status: 0 if nothing failed, 1 if something did, 125 if the gate could not
 run, 130 if interrupted. The last line is \"N passed, N failed, N skipped\".")]
@@ -57,7 +58,7 @@ pub struct GateOptions {
 /// back too early is noticed; two memory nodes let pages migrate.
 const DEBUG_WORDS: &str = "page_poison=1 slub_debug=FZP numa=fake=2";
 /// No VM suite takes longer than this.
-const SUITE_SECONDS: u64 = 1200;
+const SUITE_SECONDS: u64 = 1500;
 /// A stage that runs longer says so this often.
 const TICK: Duration = Duration::from_secs(30);
 /// Lines of a failed stage's log that are shown at once, and in the summary.
@@ -83,7 +84,8 @@ pub fn run(bench: &Bench, options: &GateOptions) -> Result<Summary> {
     let built = gate.stage(
         "build",
         "cargo build --release --workspace --exclude asyncfork-vm",
-    )? & gate.stage("kmod", "scripts/kmod")?;
+    )? & gate.stage("kmod", "scripts/kmod")?
+        & gate.stage("kmod-faults", "scripts/kmod --faults")?;
     if options.filters.is_empty() {
         gate.stage("kmod-check", "scripts/kmod --check")?;
     }
@@ -224,18 +226,42 @@ impl Gate<'_> {
             options.filters.join(" or ")
         );
         let how = accel::choose(self.bench, options.accel)?;
-        let kinds = match options.la57 {
-            Some(la57) => vec![la57],
-            None if options.quick => vec![La57::Off],
-            None => vec![La57::On, La57::Off],
+        let all = options.filters.is_empty() && options.la57.is_none() && !options.quick;
+        let mut runs = match options.la57 {
+            Some(la57) => vec![(la57, options.clone())],
+            None => vec![(La57::Off, options.clone())],
         };
-        for la57 in kinds {
+        if all {
+            let quick = GateOptions {
+                quick: true,
+                ..options.clone()
+            };
+            runs.push((La57::On, quick));
+        }
+        for (la57, options) in runs {
             if la57 == La57::On && how.accel == Accel::Kvm && !host_has_la57()? {
                 println!("skip vm-la57-on: KVM on a CPU without la57; --accel tcg has it");
                 self.summary.skipped += 1;
                 continue;
             }
-            self.vm_suite(options, seed, la57, &plan)?;
+            let suite = Suite {
+                name: format!("vm-la57-{la57}"),
+                rerun: format!("scripts/test --la57 {la57} --seed {seed}"),
+                module: self.bench.module(),
+            };
+            self.vm_suite(&options, seed, la57, &suite)?;
+        }
+        if all {
+            let faults = GateOptions {
+                filters: vec![FAULT_TESTS.to_owned()],
+                ..options.clone()
+            };
+            let suite = Suite {
+                name: "vm-faults".to_owned(),
+                rerun: format!("scripts/test --seed {seed}"),
+                module: self.bench.faults_module(),
+            };
+            self.vm_suite(&faults, seed, La57::Off, &suite)?;
         }
         Ok(())
     }
@@ -258,14 +284,11 @@ impl Gate<'_> {
         options: &GateOptions,
         seed: u64,
         la57: La57,
-        plan: &[String],
+        suite: &Suite,
     ) -> Result<()> {
-        let suite = Suite {
-            name: format!("vm-la57-{la57}"),
-            rerun: format!("scripts/test --la57 {la57} --seed {seed}"),
-        };
+        let plan = self.plan(options)?;
         let results = tempdir(&self.bench.state_dir().join(&suite.name))?;
-        let command = guest_command(self.bench, options, seed, &results);
+        let command = guest_command(suite, options, seed, &results);
         println!("==> {}: {}", suite.name, command.join(" "));
         let vm = VmOptions {
             memory: options.memory.clone(),
@@ -288,9 +311,9 @@ impl Gate<'_> {
         let log = fs::read_to_string(outcome.kernel_log())?;
         judge(
             &mut self.summary,
-            &suite,
+            suite,
             &outcome,
-            plan,
+            &plan,
             &parse_results(&text),
             dmesg::last_test(&log),
         );
@@ -301,13 +324,17 @@ impl Gate<'_> {
 /// The test program, which runs in the guest.
 const GUEST: &str = "target/release/asyncfork-guest";
 
+/// What the names of the tests that need the module with fault injection have
+/// in common; with the shipped one they are skipped.
+const FAULT_TESTS: &str = "failed_allocations";
+
 /// The guest's command line.
-fn guest_command(bench: &Bench, options: &GateOptions, seed: u64, results: &Path) -> Vec<String> {
+fn guest_command(suite: &Suite, options: &GateOptions, seed: u64, results: &Path) -> Vec<String> {
     let mut command: Vec<String> = [
         GUEST,
         "test",
         "--module",
-        &bench.module(),
+        &suite.module,
         "--shim",
         "target/release/libasyncfork.so",
         "--results",
@@ -329,10 +356,11 @@ fn selection(options: &GateOptions) -> Vec<String> {
     words
 }
 
-/// A VM suite's name and the command that repeats it.
+/// A VM suite: its name, the command that repeats it, the module it is for.
 struct Suite {
     name: String,
     rerun: String,
+    module: String,
 }
 
 /// Adds up what the tests, the guest and its kernel say. `plan` is the tests
@@ -345,7 +373,7 @@ fn judge(
     results: &[TestResult],
     under_way: Option<&str>,
 ) {
-    let Suite { name, rerun } = suite;
+    let Suite { name, rerun, .. } = suite;
     let mut bad = 0;
     for result in results {
         match result.verdict {
@@ -462,6 +490,7 @@ mod tests {
         let suite = Suite {
             name: "vm-la57-on".into(),
             rerun: "scripts/test --la57 on --seed 7".into(),
+            module: "asyncfork.ko".into(),
         };
         let outcome = Outcome {
             end,
@@ -548,9 +577,10 @@ mod tests {
 
     #[test]
     fn the_guest_gets_what_it_needs() {
-        let bench = Bench {
-            root: "/repo".into(),
-            release: "6.1.0-1-amd64".into(),
+        let suite = Suite {
+            name: "vm-la57-off".into(),
+            rerun: "scripts/test --seed 7".into(),
+            module: "target/kmod/6.1.0-1-amd64/asyncfork.ko".into(),
         };
         let options = GateOptions {
             filters: vec!["munmap".into()],
@@ -561,7 +591,7 @@ mod tests {
             memory: "8G".into(),
         };
         assert_eq!(
-            guest_command(&bench, &options, 7, Path::new("/repo/target/vm/r")).join(" "),
+            guest_command(&suite, &options, 7, Path::new("/repo/target/vm/r")).join(" "),
             "target/release/asyncfork-guest test \
              --module target/kmod/6.1.0-1-amd64/asyncfork.ko \
              --shim target/release/libasyncfork.so \

@@ -427,7 +427,7 @@ fn kernel_words(accel: Accel) -> Vec<String> {
     ];
     if accel == Accel::Tcg {
         // A host that is busy elsewhere stops the guest for seconds: no lockup.
-        words.extend(["rcupdate.rcu_cpu_stall_timeout=60", "watchdog_thresh=30"]);
+        words.extend(["rcupdate.rcu_cpu_stall_timeout=150", "watchdog_thresh=30"]);
     }
     words.into_iter().map(str::to_owned).collect()
 }

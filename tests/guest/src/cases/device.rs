@@ -597,6 +597,7 @@ fn recent(ctx: &Ctx) -> Outcome<String> {
     arena.verify()?;
     let recent = device.recent().map_err(device_error)?;
     let entries = recent.entries();
+    let name = fs::read_to_string("/proc/self/comm")?;
     claim!(
         entries.len() == abi::RECENT_MAX,
         "{} entries, want {}",
@@ -613,7 +614,7 @@ fn recent(ctx: &Ctx) -> Outcome<String> {
             "{entry:?} is not ended"
         );
         claim!(
-            entry.comm().starts_with(b"asyncfork-guest"),
+            entry.comm() == name.trim_end().as_bytes(),
             "the parent's name is {:?}",
             entry.comm()
         );

@@ -74,7 +74,7 @@ fn in_use(ctx: &Ctx) -> Outcome<String> {
 
 /// Unarmed forks, page faults and unmappings on every processor while the hooks come and go.
 fn storm(ctx: &Ctx) -> Outcome<String> {
-    const ROUNDS: u32 = 5;
+    const ROUNDS: u32 = 3;
     let stop = ctx.scratch.join("stop");
     let board = Board::new()?;
     let mut workers = Vec::new();

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! No memory for the page tables of a pull: the parent loses nothing, the child is complete or dead.
 
-use super::common::pause;
+use super::common::{pause, Gate};
 use super::Test;
 use crate::cgroup::Cgroup;
 use crate::claim;
@@ -9,8 +9,8 @@ use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span};
 use crate::require;
-use crate::sys::cvt;
 use crate::verdict::{Outcome, Verdict};
+use std::arch::asm;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
@@ -96,21 +96,52 @@ fn child_oom(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("6 rounds, {aborted} children killed"))
 }
 
-/// Lowers the limit below what is in use, pulls everything through one system call, lifts the limit again. Nothing but
-/// these calls may run meanwhile: a store of this process that needs a page would wait for ever.
+/// Lowers the limit below what is in use, pulls everything through one system call, lifts the limit again. Nothing is
+/// written to memory in between: a page that has to be copied for a store would be waited for without end.
 fn pull_without_memory(limit: &File, span: Span) -> io::Result<()> {
     let (low, high) = (b"1048576", b"max");
-    let fd = limit.as_raw_fd();
-    // SAFETY: the buffers are literals, the range is a span.
-    let results = unsafe {
-        [
-            libc::write(fd, low.as_ptr().cast(), low.len()),
-            libc::madvise(span.ptr(), span.len(), libc::MADV_POPULATE_READ) as isize,
-            libc::write(fd, high.as_ptr().cast(), high.len()),
-        ]
-    };
-    for ret in results {
-        cvt(ret)?;
+    let (lowered, pulled, lifted): (isize, isize, isize);
+    // SAFETY: write, madvise, write; the buffers are literals, the range is a span, and no memory of this process changes.
+    unsafe {
+        asm!(
+            "mov r12, rdi",
+            "mov eax, {write}",
+            "syscall",
+            "mov r13, rax",
+            "mov rdi, r8",
+            "mov rsi, r9",
+            "mov edx, {populate}",
+            "mov eax, {madvise}",
+            "syscall",
+            "mov r14, rax",
+            "mov rdi, r12",
+            "mov rsi, r10",
+            "mov edx, {high_len}",
+            "mov eax, {write}",
+            "syscall",
+            write = const libc::SYS_write,
+            madvise = const libc::SYS_madvise,
+            populate = const libc::MADV_POPULATE_READ,
+            high_len = const 3,
+            inout("rdi") limit.as_raw_fd() as usize => _,
+            inout("rsi") low.as_ptr() => _,
+            inout("rdx") low.len() => _,
+            in("r8") span.addr(),
+            in("r9") span.len(),
+            in("r10") high.as_ptr(),
+            out("rax") lifted,
+            out("r12") _,
+            out("r13") lowered,
+            out("r14") pulled,
+            out("rcx") _,
+            out("r11") _,
+            options(nostack),
+        );
+    }
+    for ret in [lowered, pulled, lifted] {
+        if ret < 0 {
+            return Err(io::Error::from_raw_os_error(-ret as i32));
+        }
     }
     Ok(())
 }
@@ -155,14 +186,24 @@ fn both_at_limit(ctx: &Ctx) -> Outcome<String> {
         .parse::<u64>()
         .map_err(io::Error::other)?;
     let mut killed = 0;
-    for round in 0..5 {
-        let session = ctx.fork().start(|| arena.verify())?;
+    for round in 0..6 {
+        let gate = Gate::new()?;
+        // In every other round the child is there until the parent has needed all the memory; in the others it may be
+        // done before.
+        let waits = round % 2 == 0;
+        let session = ctx.fork().start(|| {
+            if waits {
+                gate.pass()?;
+            }
+            arena.verify()
+        })?;
         fs::write(format!("/proc/{}/oom_score_adj", session.pid), "1000")?;
         group.set("memory.max", used + (4 << 20))?;
         pause(&mut rng);
         for page in arena.shuffled(&mut rng) {
             arena.write(page, round + 1);
         }
+        gate.open(0)?;
         group.set("memory.max", "max")?;
         let ended = session.finish_killed()?;
         arena
@@ -172,5 +213,5 @@ fn both_at_limit(ctx: &Ctx) -> Outcome<String> {
         killed += u32::from(ended.was_killed());
     }
     require!(killed > 0, "no child was killed for memory");
-    Ok(format!("5 rounds, {killed} children killed"))
+    Ok(format!("6 rounds, {killed} children killed"))
 }

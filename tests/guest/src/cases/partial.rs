@@ -13,7 +13,7 @@ use crate::sys::{self, cvt};
 use crate::verdict::{Context, Outcome, Verdict};
 use crate::{claim, require};
 use asyncfork_uapi::Hook;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const CHUNKS: u64 = 8;
@@ -151,24 +151,46 @@ fn orphan(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-/// mmap of io_uring's rings fills page tables at once, without a fault: into the slots of parked chunks.
+/// A packet socket's ring: mmap fills the page tables at once, without a fault.
+fn packet_ring() -> Outcome<OwnedFd> {
+    const PACKET_RX_RING: i32 = 5;
+    // SAFETY: plain numbers.
+    let fd = cvt(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })
+        .map_err(|e| Verdict::Skip(format!("no packet sockets here: {e}")))?;
+    // SAFETY: a fresh descriptor.
+    let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+    // struct tpacket_req: size and number of blocks, size and number of frames.
+    let request = [PAGE as u32, 1, PAGE as u32 / 2, 2];
+    // SAFETY: the option is as long as it says.
+    cvt(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            PACKET_RX_RING,
+            request.as_ptr().cast(),
+            size_of_val(&request) as u32,
+        )
+    })
+    .at("PACKET_RX_RING")?;
+    Ok(socket)
+}
+
+/// The mapping's pages land in the slots of parked chunks.
 fn driver(ctx: &Ctx) -> Outcome<String> {
     allow_shape(ctx, SHAPE)?;
     let mut arena = Arena::shaped(&mut ctx.rng(), SHAPE)?;
-    let mut params = [0u64; 15];
-    // SAFETY: the parameters (120 bytes) live across the call.
-    let fd = cvt(unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) })
-        .map_err(|e| Verdict::Skip(format!("no io_uring here: {e}")))?;
-    // SAFETY: a fresh descriptor.
-    let ring = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    let ring = packet_ring()?;
     let merged = ctx.stats()?.merged;
 
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
     session.expect_running()?;
-    let rings = free_pages(&arena);
-    for page in &rings {
-        page.map_fd(RW, libc::MAP_SHARED | libc::MAP_POPULATE, ring.as_fd(), 0)?;
+    let rings: Vec<usize> = (0..CHUNKS as usize).map(|c| arena.chunk(c).start).collect();
+    for &page in &rings {
+        let span = arena.part(page..page + 1);
+        span.map_fd(RW, libc::MAP_SHARED, ring.as_fd(), 0)
+            .at("map the ring")?;
+        arena.expect(page..page + 1, Want::Zero);
     }
     arena.verify().at("parent, rings mapped")?;
     arena.fill(1);
@@ -177,15 +199,18 @@ fn driver(ctx: &Ctx) -> Outcome<String> {
 
     let ended = session.finish()?;
     arena.verify().map_err(|v| v.at("parent"))?;
-    for page in &rings {
-        // The same ring shows through every mapping; it holds its sizes, so that it is not all zero.
-        claim!(
-            (0..PAGE).step_by(8).any(|off| page.load(off) != 0),
-            "the mapping of the ring is lost"
-        );
-        page.unmap()?;
+    // All mappings show the same page.
+    let (at, mark) = (PAGE - 8, 0x5eed);
+    arena.part(rings[0]..rings[0] + 1).store(at, mark);
+    for &page in &rings {
+        arena.expect_word(page, at, mark);
     }
-    arena.verify()?;
+    arena.verify().at("parent, ring marked")?;
+    for &page in &rings {
+        arena.part(page..page + 1).unmap()?;
+        arena.unmapped(page..page + 1);
+    }
+    arena.verify().at("parent, rings unmapped")?;
     let stats = ctx.stats()?;
     require!(
         stats.merged >= merged + CHUNKS,

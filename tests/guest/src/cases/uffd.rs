@@ -240,22 +240,32 @@ fn fork_event(ctx: &Ctx) -> Outcome<String> {
     let watched = Arena::new(&mut rng, 2)?;
     let uffd = Uffd::new(FEATURE_FORK)?;
     uffd.register(watched.span(), MISSING)?;
-    let manager = std::thread::spawn(move || uffd.event());
-    let session = ctx.fork().start(|| {
+    let reading = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let manager = scope.spawn(|| {
+            reading.store(true, Ordering::SeqCst);
+            uffd.event()
+        });
+        // fork() holds the allocator's lock: the manager must not need it any more.
+        while !reading.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        let session = ctx.fork().start(|| {
+            arena.verify()?;
+            watched.verify()
+        })?;
+        arena.fill(1);
+        let event = manager
+            .join()
+            .map_err(|_| Verdict::Broken("the manager panicked".into()))?
+            .at("event")?;
+        claim!(event.0 == EVENT_FORK, "event {:#x}, want a fork", event.0);
+        let ended = session.finish()?;
         arena.verify()?;
-        watched.verify()
-    })?;
-    arena.fill(1);
-    let event = manager
-        .join()
-        .map_err(|_| Verdict::Broken("the manager panicked".into()))?
-        .at("event")?;
-    claim!(event.0 == EVENT_FORK, "event {:#x}, want a fork", event.0);
-    let ended = session.finish()?;
-    arena.verify()?;
-    watched.verify()?;
-    ended.whole(arena.chunks())?;
-    Ok(ended.detail())
+        watched.verify()?;
+        ended.whole(arena.chunks())?;
+        Ok(ended.detail())
+    })
 }
 
 /// A thread keeps registering, filling and unregistering one area while the main thread forks.

@@ -34,6 +34,8 @@ fn zero_pages(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = empty(&mut rng, 32 << 20)?;
     arena.verify()?;
+    // A fork does not copy the tables of a mapping that was never written to.
+    arena.write(77, 0);
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
     session.expect_running()?;
@@ -80,8 +82,11 @@ fn sparse(ctx: &Ctx) -> Outcome<String> {
 /// Page tables of a large process in a small guest. Every entry must name the zero page; contents follow from that.
 fn many_zero_pages(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
-    let arena = empty(&mut rng, 8 << 30)?;
+    let arena = empty(&mut rng, (8 << 30) + (512 << 20))?;
     let span = arena.span();
+    // One written page: a fork does not copy the tables of a mapping that never had any.
+    span.page(span.pages() - 1).store(0, 1);
+    let span = span.part(0, span.len() - (512 << 20));
     span.advise(libc::MADV_POPULATE_READ)?;
     let mut few = Arena::new(&mut rng, 2)?;
     let zero_pfn = procfs::pagemap(0, span.page(0))?[0] & procfs::PFN;
