@@ -9,6 +9,7 @@ use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 const CPU: usize = 0;
+const KERNEL_PRIORITY: i32 = 30;
 const PARENT_PRIORITY: i32 = 20;
 const PLUG_PRIORITY: i32 = 10;
 /// The plug gives up after this long, so that a stuck test does not take the guest with it.
@@ -18,25 +19,26 @@ fn all_cpus() -> Vec<usize> {
     (0..sys::cpus()).collect()
 }
 
-/// Moves what kernel threads can be moved off CPU 0: whoever takes that CPU for long must not starve them, for RCU and
-/// helper threads of the module are among them.
-pub fn clear_cpu() -> io::Result<()> {
-    let mask: usize = all_cpus()
-        .into_iter()
-        .filter(|&c| c != CPU)
-        .map(|c| 1 << c)
-        .sum();
-    std::fs::write(
-        "/sys/devices/virtual/workqueue/cpumask",
-        format!("{mask:x}"),
-    )?;
+/// Keeps kernel threads from starving on CPU 0 while a parent or a plug has it: workers, softirqs and RCU, of which some
+/// are bound to their CPU, become more urgent than either; the others move away. To be called now and then: threads come
+/// and go.
+pub fn spare_kernel_threads() -> io::Result<()> {
     for entry in std::fs::read_dir("/proc")?.flatten() {
         let Ok(pid) = entry.file_name().to_string_lossy().parse::<i32>() else {
             continue;
         };
-        let is_kernel_thread =
-            std::fs::read(entry.path().join("cmdline")).is_ok_and(|c| c.is_empty());
-        if is_kernel_thread {
+        let read = |file: &str| std::fs::read_to_string(entry.path().join(file));
+        // Kernel threads have no command line. Any thread may end meanwhile.
+        if !read("cmdline").is_ok_and(|c| c.is_empty()) {
+            continue;
+        }
+        let name = read("comm").unwrap_or_default();
+        let urgent = ["kworker/", "ksoftirqd/", "rcu_"]
+            .iter()
+            .any(|n| name.starts_with(n));
+        if urgent {
+            let _ = sys::set_fifo_of(pid, KERNEL_PRIORITY);
+        } else {
             // Those that belong to one CPU refuse.
             let _ = sys::set_affinity_of(pid, &other_cpus());
         }
@@ -79,8 +81,7 @@ impl Drop for Hold {
     }
 }
 
-/// A process that can occupy CPU 0, so that the parent may sleep while its child is kept from running. CPU 0's kernel
-/// threads starve with it: nothing that waits for work on every CPU may be called meanwhile.
+/// A process that can occupy CPU 0, so that the parent may sleep while its child is kept from running.
 pub struct Plug {
     flag: &'static AtomicU32,
     pid: i32,

@@ -50,12 +50,17 @@ pub fn cpus() -> usize {
 
 /// Makes the calling thread SCHED_FIFO; its children start as normal ones (SCHED_RESET_ON_FORK).
 pub fn set_fifo(priority: i32) -> io::Result<()> {
+    set_fifo_of(0, priority)
+}
+
+/// Makes a thread SCHED_FIFO; its children start as normal ones.
+pub fn set_fifo_of(pid: i32, priority: i32) -> io::Result<()> {
     let param = libc::sched_param {
         sched_priority: priority,
     };
     // SAFETY: the parameter lives across the call.
     cvt(unsafe {
-        libc::sched_setscheduler(0, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &param)
+        libc::sched_setscheduler(pid, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, &param)
     })
     .map(drop)
 }

@@ -88,8 +88,8 @@ fn whole(n: isize, len: usize) -> Outcome {
 
 fn read_file(arena: &mut Arena, _: &mut Rng) -> Outcome {
     let (file, span) = (file_of(arena, 1)?, arena.span());
-    // SAFETY: the buffer is a span, where no Rust object lives.
     whole(
+        // SAFETY: the buffer is a span, where no Rust object lives.
         unsafe { libc::pread(file.as_raw_fd(), span.ptr(), span.len(), 0) },
         span.len(),
     )?;
@@ -107,8 +107,8 @@ fn verify_file(arena: &Arena, file: &File) -> Outcome {
 fn write_file(arena: &mut Arena, _: &mut Rng) -> Outcome {
     let span = arena.span();
     let file = File::from(sys::memfd(span.len())?);
-    // SAFETY: the kernel only reads the span.
     whole(
+        // SAFETY: the kernel only reads the span.
         unsafe { libc::pwrite(file.as_raw_fd(), span.ptr(), span.len(), 0) },
         span.len(),
     )?;
@@ -149,13 +149,13 @@ fn socket(arena: &mut Arena, _: &mut Rng) -> Outcome {
                 arena.part(from..from + STEP),
                 arena.part(from + half..from + half + STEP),
             );
-            // SAFETY: the kernel only reads the source.
             whole(
+                // SAFETY: the kernel only reads the source.
                 unsafe { libc::send(a.as_raw_fd(), src.ptr(), src.len(), 0) },
                 src.len(),
             )?;
-            // SAFETY: the target is a span.
             whole(
+                // SAFETY: the target is a span.
                 unsafe { libc::recv(b.as_raw_fd(), dst.ptr(), dst.len(), libc::MSG_WAITALL) },
                 dst.len(),
             )?;
@@ -173,8 +173,8 @@ fn vmsplice(arena: &Arena, flags: u32) -> Outcome {
     let (read, mut seen) = (File::from(read), vec![0; 16 * PAGE]);
     for first in (0..arena.pages()).step_by(16) {
         let iov = arena.part(first..first + 16).iovec();
-        // SAFETY: the pages belong to a span and are not written before they are read from the pipe.
         whole(
+            // SAFETY: the pages belong to a span and are not written before they are read from the pipe.
             unsafe { libc::vmsplice(write.as_raw_fd(), &iov, 1, flags) },
             iov.iov_len,
         )?;
@@ -224,8 +224,8 @@ fn direct_read(ctx: &Ctx) -> Outcome<String> {
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
     session.expect_running()?;
-    // SAFETY: the buffer is a span.
     whole(
+        // SAFETY: the buffer is a span.
         unsafe { libc::pread(disk.as_raw_fd(), span.ptr(), span.len(), 0) },
         span.len(),
     )?;
@@ -244,8 +244,8 @@ fn direct_write(ctx: &Ctx) -> Outcome<String> {
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
     session.expect_running()?;
-    // SAFETY: the kernel only reads the span.
     whole(
+        // SAFETY: the kernel only reads the span.
         unsafe { libc::pwrite(disk.as_raw_fd(), span.ptr(), span.len(), 0) },
         span.len(),
     )?;

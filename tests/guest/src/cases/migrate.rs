@@ -217,9 +217,16 @@ fn offline(ctx: &Ctx) -> Outcome<String> {
         // Offlining retries until it succeeds, finds an unmovable page or gets a signal.
         let remover = ctx.helper(&board, "remover", || {
             // SAFETY: the default action of SIGALRM ends this process only.
-            unsafe { libc::alarm(5) };
+            unsafe { libc::alarm(20) };
             let state = format!("{block}/state");
-            let offline = fs::write(&state, "offline").is_ok();
+            let start = std::time::Instant::now();
+            let r = fs::write(&state, "offline");
+            println!(
+                "{state} {r:?} {:?} zones {:?}",
+                start.elapsed(),
+                fs::read_to_string(format!("{block}/valid_zones"))
+            );
+            let offline = r.is_ok();
             // SAFETY: as above.
             unsafe { libc::alarm(0) };
             if offline {

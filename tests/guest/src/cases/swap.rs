@@ -261,10 +261,12 @@ fn reclaim_racing(ctx: &Ctx) -> Outcome<String> {
     let reclaimer = ctx.helper(&board, "reclaimer", || {
         // Not in the group it squeezes.
         ctx.cgroup.child("main")?.enter()?;
+        let mut last = Ok(());
         while !stop.exists() {
             // EAGAIN: less than asked for could be reclaimed.
-            let _ = group.set("memory.reclaim", "4M");
+            last = group.set("memory.reclaim", "4M");
         }
+        println!("reclaim: {last:?} {:?}", group.get("memory.stat"));
         Ok(())
     })?;
     let mut odd = 0;

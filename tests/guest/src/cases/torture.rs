@@ -111,7 +111,7 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
     for _ in 0..THREADS {
         arenas.push(Mutex::new(Arena::shaped(&mut rng, shape)?));
     }
-    let stop = AtomicBool::new(false);
+    let (stop, wanted) = (AtomicBool::new(false), AtomicBool::new(false));
     let (mut parked, mut by_parent, mut killed) = (0, 0, 0);
     let result = std::thread::scope(|scope| -> Outcome {
         let threads: Vec<_> = arenas
@@ -119,10 +119,14 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
             .enumerate()
             .map(|(n, arena)| {
                 let mut rng = Rng::new(ctx.seed, &format!("{}-{n}", ctx.name));
-                let stop = &stop;
+                let (stop, wanted) = (&stop, &wanted);
                 scope.spawn(move || -> Outcome {
                     let mut gen = 1;
                     while !stop.load(Ordering::Relaxed) {
+                        // A mutex alone is not fair: the forking thread would hardly get all of them.
+                        while wanted.load(Ordering::SeqCst) && !stop.load(Ordering::Relaxed) {
+                            std::thread::yield_now();
+                        }
                         operation(&mut lock(arena), &mut rng, gen)?;
                         gen += 1;
                     }
@@ -135,6 +139,7 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
                 super::common::pause(&mut rng);
             }
             // The models are true at the fork: nobody is in an operation.
+            wanted.store(true, Ordering::SeqCst);
             let held: Vec<_> = arenas.iter().map(lock).collect();
             let for_child = Rng::new(rng.next(), "child");
             let helpers = if rng.one_in(4) { 1 } else { 0 };
@@ -144,6 +149,7 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
                 .helpers(helpers)
                 .start(|| child(&arenas, held.take().unwrap_or_default(), for_child))?;
             drop(held);
+            wanted.store(false, Ordering::SeqCst);
             let kill = rng.one_in(5);
             if kill {
                 super::common::pause(&mut rng);

@@ -63,7 +63,7 @@ impl Arena {
         let (span, pieces) = match shape {
             Shape::Whole(mib) => {
                 let span = Span::reserve(mib << 20)?;
-                (span, vec![0..span.pages()])
+                (span, std::iter::once(0..span.pages()).collect())
             }
             Shape::Partial(chunks) => {
                 let span = Span::reserve(chunks * CHUNK)?;
