@@ -280,6 +280,14 @@ static void copy_chunk(struct af_session *s, const struct af_range *r,
 	attach(s, AF_CHILD, r, addr, table, af_table_entry(table));
 }
 
+/* The parent's pulls are timed; before the session may end with this one. */
+static void count_time(struct af_session *s, unsigned long addr,
+		       enum asyncfork_hook hook, u64 start)
+{
+	if (current_is(s, AF_PARENT))
+		af_stats_parent_pull(s, addr, hook, ktime_get_ns() - start);
+}
+
 /*
  * Make the chunk at @addr DONE, whoever does it. Sleeps only before it has
  * claimed the chunk, in an odd chunk's copy, or waiting for somebody's.
@@ -288,6 +296,7 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 		       unsigned long *word, unsigned long addr,
 		       enum asyncfork_hook hook)
 {
+	u64 start = ktime_get_ns();
 	pgtable_t table = NULL;
 	unsigned long val;
 	bool copy;
@@ -300,6 +309,7 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 			goto out;
 		if (val == AF_WORD_BUSY) {
 			wait_done(word);
+			count_time(s, addr, hook, start);
 			goto out;
 		}
 
@@ -336,20 +346,11 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 	attach(s, AF_PARENT, r, addr, pmd_pgtable(saved), saved);
 	set_done(word);
 	preempt_enable();
+	count_time(s, addr, hook, start);
 	af_session_chunk_done(s);
 out:
 	if (table)
 		af_pte_free(af_mm(s, AF_CHILD), table);
-}
-
-static void pull_timed(struct af_session *s, const struct af_range *r,
-		       unsigned long *word, unsigned long addr,
-		       enum asyncfork_hook hook)
-{
-	u64 start = ktime_get_ns();
-
-	pull_chunk(s, r, word, addr, hook);
-	af_stats_parent_pull(s, addr, hook, ktime_get_ns() - start);
 }
 
 /* Index of the first range that ends above @addr. */
@@ -409,7 +410,6 @@ static bool word_pending(unsigned long *word)
 void af_pull_range(struct af_session *s, unsigned long start,
 		   unsigned long end, enum asyncfork_hook hook)
 {
-	bool parent = current_is(s, AF_PARENT);
 	bool child = hook == ASYNCFORK_HOOK_CHILD;
 	unsigned long addr = start, stop;
 	unsigned long *word;
@@ -436,10 +436,7 @@ void af_pull_range(struct af_session *s, unsigned long start,
 				continue;
 			}
 			if (word_pending(word)) {
-				if (parent)
-					pull_timed(s, r, word, addr, hook);
-				else
-					pull_chunk(s, r, word, addr, hook);
+				pull_chunk(s, r, word, addr, hook);
 				cond_resched();
 			}
 			addr += PMD_SIZE;

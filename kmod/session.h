@@ -147,7 +147,9 @@ struct af_session {
 	u64 start_ns, park_ns, forked_ns, end_ns;
 	u64 meta_bytes;
 	atomic_long_t count[AF_N_MAX];
-	atomic64_t parent_max_ns;
+	/* Guarded by stats_lock, as is summed: the totals have it. */
+	u64 parent_max_ns;
+	bool summed;
 
 	struct callback_head child_work;
 	struct delayed_work timeout;

@@ -76,11 +76,15 @@ void af_stats_begin(struct af_session *s)
 void af_stats_parent_pull(struct af_session *s, unsigned long addr,
 			  enum asyncfork_hook hook, u64 ns)
 {
-	s64 max = atomic64_read(&s->parent_max_ns);
-
+	spin_lock(&stats_lock);
 	af_count_add(s, AF_N_PARENT_NS, ns);
-	while (ns > max && !atomic64_try_cmpxchg(&s->parent_max_ns, &max, ns))
-		;
+	s->parent_max_ns = max(s->parent_max_ns, ns);
+	if (s->summed) {
+		/* It waited for the chunk that ended the session. */
+		total.parent_pull_ns += ns;
+		total.parent_pull_max_ns = max(total.parent_pull_max_ns, ns);
+	}
+	spin_unlock(&stats_lock);
 	trace_asyncfork_parent_pull(s->id, addr, hook, ns);
 }
 
@@ -152,7 +156,7 @@ void af_session_report(struct af_session *s, struct asyncfork_report *rep)
 	rep->by_other = count(s, AF_N_BY_OTHER);
 	rep->park_ns = s->park_ns;
 	rep->parent_pull_ns = count(s, AF_N_PARENT_NS);
-	rep->parent_pull_max_ns = atomic64_read(&s->parent_max_ns);
+	rep->parent_pull_max_ns = READ_ONCE(s->parent_max_ns);
 	rep->copy_ns = session_copy_ns(s);
 	rep->meta_bytes = s->meta_bytes;
 	for (i = 0; i < ASYNCFORK_HOOK_MAX; i++)
@@ -174,7 +178,7 @@ static void session_add(struct af_session *s, void *arg)
 	st->by_other += count(s, AF_N_BY_OTHER);
 	st->parent_pull_ns += count(s, AF_N_PARENT_NS);
 	st->parent_pull_max_ns = max_t(u64, st->parent_pull_max_ns,
-				       atomic64_read(&s->parent_max_ns));
+				       READ_ONCE(s->parent_max_ns));
 	st->copy_ns += session_copy_ns(s);
 	for (i = 0; i < ASYNCFORK_HOOK_MAX; i++)
 		st->pulls[i] += count(s, AF_N_PULLS + i);
@@ -185,6 +189,7 @@ void af_stats_end(struct af_session *s)
 {
 	spin_lock(&stats_lock);
 	session_add(s, &total);
+	s->summed = true;
 	outcome_add(session_outcome(s), session_reason(s));
 	if (count(s, AF_N_PARKED)) {
 		total.aborted += session_aborted(s);
