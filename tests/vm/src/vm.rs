@@ -391,15 +391,16 @@ impl VmOptions {
             // vng's kvm:tcg would fall back to emulation in silence.
             opts.push("-machine accel=kvm".into());
         }
-        if let Some(la57) = self.la57 {
-            let model = match accel {
-                Accel::Kvm if la57 == La57::On && !host_has_la57()? => {
-                    bail!("this host's CPU has no la57, which KVM needs; use --accel tcg")
-                }
-                Accel::Kvm => "host",
-                Accel::Tcg => "max",
-            };
-            opts.push(format!("-cpu {model},la57={la57}"));
+        let la57 = self.la57.map_or(String::new(), |on| format!(",la57={on}"));
+        match accel {
+            Accel::Kvm if self.la57 == Some(La57::On) && !host_has_la57()? => {
+                bail!("this host's CPU has no la57, which KVM needs; use --accel tcg")
+            }
+            Accel::Kvm if la57.is_empty() => {}
+            Accel::Kvm => opts.push(format!("-cpu host{la57}")),
+            // Emulated string instructions are several times slower than the loops
+            // that the kernel and the C library use where ERMS is missing.
+            Accel::Tcg => opts.push(format!("-cpu max,-erms{la57}")),
         }
         if self.disk.is_some() {
             opts.push(format!(

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Every allocation of the module fails once. Needs a module built with fault injection.
 
+use super::swap::{page_out, Swap};
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::Arena;
-use crate::verdict::Outcome;
+use crate::verdict::{Outcome, Verdict};
 use crate::{claim, skip_unless};
 use asyncfork_uapi::{Outcome as Fate, Reason, State};
 use std::path::Path;
@@ -15,6 +16,7 @@ const CHUNKS: u64 = 8;
 pub const TESTS: &[Test] = &[
     Test::new("failed_allocations_while_parking_lose_nothing", parking).module(),
     Test::new("failed_allocations_while_pulling_lose_nothing", pulling).module(),
+    Test::new("failed_allocations_in_odd_chunks_lose_nothing", odd).module(),
 ];
 
 fn expect_injection() -> Outcome {
@@ -38,7 +40,7 @@ fn left(ctx: &Ctx) -> Outcome<u32> {
     ctx.module
         .get("fault_count")?
         .parse()
-        .map_err(|e| crate::verdict::Verdict::Broken(format!("fault_count: {e}")))
+        .map_err(|e| Verdict::Broken(format!("fault_count: {e}")))
 }
 
 /// The n-th allocation of the fork fails, for every n that there is.
@@ -118,4 +120,34 @@ fn pulling(ctx: &Ctx) -> Outcome<String> {
     }
     claim!(killed > 0, "no session was aborted");
     Ok(format!("{whole} complete, {killed} aborted"))
+}
+
+/// The parent's copy of the n-th chunk, all of it in swap, fails half way; for the last one nothing else is left to tell
+/// the child that its image is not whole.
+fn odd(ctx: &Ctx) -> Outcome<String> {
+    expect_injection()?;
+    let _swap = Swap::new()?;
+    let mut arena = Arena::new(&mut ctx.rng(), 2 * CHUNKS as usize)?;
+    for chunk in 0..CHUNKS as u32 {
+        page_out(&arena, 0..arena.pages())?;
+        let hold = Hold::new()?;
+        let session = ctx
+            .fork()
+            .start(|| Err(Verdict::Failed("ran with a partial image".into())))?;
+        session.expect_running()?;
+        // Two allocations each: a table, and what the copy needs.
+        inject(ctx, 2 * chunk + 1, 1)?;
+        arena.fill(1 + chunk);
+        let unused = left(ctx)?;
+        claim!(unused == 0, "chunk {chunk}: nothing was made to fail");
+        drop(hold);
+        let ended = session.finish_killed()?;
+        claim!(ended.was_killed(), "chunk {chunk}: the child survived");
+        arena.verify()?;
+        ended
+            .parked(CHUNKS)?
+            .aborted()?
+            .holds("odd chunks", |r| r.odd == u64::from(chunk) + 1)?;
+    }
+    Ok(format!("{CHUNKS} children killed"))
 }

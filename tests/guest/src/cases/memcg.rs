@@ -9,7 +9,8 @@ use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span};
 use crate::require;
-use crate::verdict::{Outcome, Verdict};
+use crate::sys::cvt;
+use crate::verdict::{Context, Outcome, Verdict};
 use std::arch::asm;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -149,6 +150,9 @@ fn pull_without_memory(limit: &File, span: Span) -> io::Result<()> {
 fn parent_starved(ctx: &Ctx) -> Outcome<String> {
     let group = ctx.cgroup.child("parent")?;
     group.enter()?;
+    // The program's own text is reclaimed at the limit like any file, and could not be read in again.
+    // SAFETY: a plain call.
+    cvt(unsafe { libc::mlockall(libc::MCL_CURRENT) }).at("mlockall")?;
     let mut arena = Arena::new(&mut ctx.rng(), MIB)?;
     let limit = OpenOptions::new()
         .write(true)

@@ -12,8 +12,9 @@ use crate::sys::{self, cvt};
 use crate::verdict::{Context, Outcome};
 use crate::{require, skip_unless};
 use asyncfork_uapi::Hook;
+use std::collections::BTreeMap;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Most rounds until a migration must have been caught in flight.
 const MAX_ROUNDS: u32 = 60;
@@ -187,46 +188,49 @@ fn migrate_process(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("5 forks, {walks} chunks pulled by walks"))
 }
 
-/// The memory block that holds the most pages of the arena, if it can be taken offline at all.
-fn offline_candidate(arena: &Arena) -> Outcome<Option<String>> {
+/// The directory of the movable memory block that holds the most pages of the arena.
+fn movable_block(arena: &Arena) -> Outcome<Option<PathBuf>> {
     let size = fs::read_to_string("/sys/devices/system/memory/block_size_bytes")?;
     let size = u64::from_str_radix(size.trim(), 16).map_err(std::io::Error::other)?;
-    let mut count = std::collections::BTreeMap::new();
+    let mut count = BTreeMap::new();
     for entry in procfs::pagemap(0, arena.span())? {
         *count
             .entry((entry & procfs::PFN) * PAGE as u64 / size)
             .or_insert(0usize) += 1;
     }
-    let best = count.into_iter().max_by_key(|&(_, n)| n);
-    Ok(best.map(|(block, _)| format!("/sys/devices/system/memory/memory{block}")))
+    let movable = count.into_iter().filter_map(|(block, pages)| {
+        let dir = PathBuf::from(format!("/sys/devices/system/memory/memory{block}"));
+        let zones = fs::read_to_string(dir.join("valid_zones")).unwrap_or_default();
+        zones.starts_with("Movable").then_some((pages, dir))
+    });
+    Ok(movable.max().map(|(_, dir)| dir))
+}
+
+/// An arena whose frames are taken after those of a large filler, so that they are not all in the first movable block.
+fn arena_behind_filler(rng: &mut crate::rng::Rng) -> Outcome<Arena> {
+    let filler = Span::reserve(256 << 20)?;
+    filler.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
+    filler.advise(libc::MADV_POPULATE_WRITE)?;
+    let arena = Arena::new(rng, 16)?;
+    filler.unmap()?;
+    Ok(arena)
 }
 
 fn offline(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let (mut parked, mut done) = (0, 0);
     for _ in 0..6 {
-        let mut arena = Arena::new(&mut rng, 16)?;
-        let Some(block) = offline_candidate(&arena)? else {
+        let mut arena = arena_behind_filler(&mut rng)?;
+        let Some(block) = movable_block(&arena)? else {
             continue;
         };
-        skip_unless!(
-            Path::new(&block).join("state").exists(),
-            "no memory hot-remove in this kernel"
-        );
         let board = Board::new()?;
         // Offlining retries until it succeeds, finds an unmovable page or gets a signal.
         let remover = ctx.helper(&board, "remover", || {
             // SAFETY: the default action of SIGALRM ends this process only.
             unsafe { libc::alarm(20) };
-            let state = format!("{block}/state");
-            let start = std::time::Instant::now();
-            let r = fs::write(&state, "offline");
-            println!(
-                "{state} {r:?} {:?} zones {:?}",
-                start.elapsed(),
-                fs::read_to_string(format!("{block}/valid_zones"))
-            );
-            let offline = r.is_ok();
+            let state = block.join("state");
+            let offline = fs::write(&state, "offline").is_ok();
             // SAFETY: as above.
             unsafe { libc::alarm(0) };
             if offline {

@@ -9,6 +9,7 @@ use crate::rng::Rng;
 use crate::sys;
 use crate::verdict::{Context, Outcome, Verdict};
 use crate::{claim, require};
+use asyncfork_uapi::{Outcome as Fate, Reason};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -112,7 +113,7 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
         arenas.push(Mutex::new(Arena::shaped(&mut rng, shape)?));
     }
     let (stop, wanted) = (AtomicBool::new(false), AtomicBool::new(false));
-    let (mut parked, mut by_parent, mut killed) = (0, 0, 0);
+    let (mut parked, mut by_parent, mut killed, mut stock) = (0, 0, 0, 0);
     let result = std::thread::scope(|scope| -> Outcome {
         let threads: Vec<_> = arenas
             .iter()
@@ -160,10 +161,15 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
             } else {
                 session.finish()?
             };
-            let ended = ended.parked(1)?;
-            if kill {
-                killed += 1;
-            } else {
+            killed += u32::from(kill);
+            // The operations may have cut the mappings so that none covers a chunk.
+            if ended.report().is_some_and(|r| r.outcome() == Fate::Stock) {
+                ended.stock(Reason::Nothing)?;
+                stock += 1;
+                return Ok(());
+            }
+            ended.parked(1)?;
+            if !kill {
                 ended.done()?;
             }
             parked += ended.report().map_or(0, |r| r.parked);
@@ -183,7 +189,8 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
     for arena in &arenas {
         lock(arena).verify().map_err(|v| v.at("parent"))?;
     }
+    require!(parked > 0 || ctx.control, "nothing was ever parked");
     Ok(format!(
-        "{FORKS} forks, {killed} killed, {parked} chunks parked, {by_parent} pulled by the parent"
+        "{FORKS} forks, {killed} killed, {stock} stock, {parked} chunks parked, {by_parent} pulled by the parent"
     ))
 }
