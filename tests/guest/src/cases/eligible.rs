@@ -5,13 +5,15 @@ use super::Test;
 use crate::claim;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
-use crate::mem::{probe, Arena, Span, Want, CHUNK};
+use crate::mem::{probe, Arena, Span, Want, CHUNK, PAGE};
 use crate::procfs::Setting;
 use crate::rng::Rng;
 use crate::skip_unless;
 use crate::sys;
-use crate::verdict::{Context, Outcome};
-use std::os::fd::AsFd;
+use crate::verdict::{Context, Outcome, Verdict};
+use asyncfork_uapi::Reason;
+use std::fs::OpenOptions;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// The special area lies between two parkable ones of this many chunks each.
@@ -54,6 +56,8 @@ pub const TESTS: &[Test] = &[
         "advice_given_while_parked_counts_for_the_next_fork",
         advice_while_parked,
     ),
+    Test::new("process_that_shares_its_memory_forks_as_ever", shared_mm).module(),
+    Test::new("process_with_a_virtual_machine_forks_as_ever", notifier).module(),
 ];
 
 /// A kind of memory that is never parked.
@@ -216,4 +220,63 @@ fn advice_while_parked(ctx: &Ctx) -> Outcome<String> {
     arena.verify()?;
     ended.whole(arena.chunks())?;
     Ok(ended.detail())
+}
+
+/// A process, not a thread, on the same memory (as during vfork): exec or exit of one does not end the other.
+fn shared_mm(ctx: &Ctx) -> Outcome<String> {
+    extern "C" fn sleep(_: *mut libc::c_void) -> i32 {
+        loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        }
+    }
+    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
+    let stack = Span::reserve(16 * PAGE)?;
+    stack.map(RW, libc::MAP_PRIVATE)?;
+    // SAFETY: the function uses its own stack only and never returns.
+    let other = sys::cvt(unsafe {
+        let top = stack.end() as *mut libc::c_void;
+        libc::clone(
+            sleep,
+            top,
+            libc::CLONE_VM | libc::SIGCHLD,
+            std::ptr::null_mut(),
+        )
+    })?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    arena.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    sys::kill(other, libc::SIGKILL)?;
+    sys::wait(other)?;
+    ended.stock(Reason::Shared)?;
+    ctx.fork()
+        .start(|| arena.verify())?
+        .finish()?
+        .whole(arena.chunks())?;
+    Ok("stock, shared".into())
+}
+
+/// KVM registers an mmu notifier: somebody else keeps copies of the page tables.
+fn notifier(ctx: &Ctx) -> Outcome<String> {
+    const KVM_CREATE_VM: u64 = 0xae01;
+    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
+    let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
+    let kvm = kvm.map_err(|e| Verdict::Skip(format!("no nested virtualization here: {e}")))?;
+    // SAFETY: the argument is a plain number, the machine type.
+    let machine = sys::cvt(unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM, 0) })
+        .map_err(|e| Verdict::Skip(format!("no nested virtualization here: {e}")))?;
+    // SAFETY: a fresh descriptor.
+    let machine = unsafe { OwnedFd::from_raw_fd(machine) };
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    arena.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended.stock(Reason::Notifier)?;
+    drop(machine);
+    Ok("stock, notifier".into())
 }

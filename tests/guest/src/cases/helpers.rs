@@ -13,15 +13,18 @@ use crate::verdict::Outcome;
 use asyncfork_uapi::{Hook, State};
 
 pub const TESTS: &[Test] = &[
-    Test::new(
-        "one_helper_completes_the_image_of_a_child_that_cannot_run",
-        |c| alone(c, 1),
-    )
+    Test::new("one_helper_copies_while_the_child_cannot_run", |c| {
+        alone(c, 1)
+    })
     .module()
     .quick(),
+    Test::new("two_helpers_copy_while_the_child_cannot_run", |c| {
+        alone(c, 2)
+    })
+    .module(),
     Test::new(
-        "two_helpers_complete_the_image_of_a_child_that_cannot_run",
-        |c| alone(c, 2),
+        "image_of_a_child_that_never_runs_is_completed_after_a_while",
+        timeout,
     )
     .module(),
     Test::new("helpers_child_and_writing_parent_disturb_nobody", together).quick(),
@@ -32,6 +35,7 @@ pub const TESTS: &[Test] = &[
     Test::new("as_many_helpers_as_the_module_allows_disturb_nobody", most),
 ];
 
+/// The helpers get to work although the child cannot run; what they leave, the parent pulls.
 fn alone(ctx: &Ctx, helpers: u32) -> Outcome<String> {
     let plug = Plug::new()?;
     let mut arena = Arena::new(&mut ctx.rng(), 32)?;
@@ -39,15 +43,15 @@ fn alone(ctx: &Ctx, helpers: u32) -> Outcome<String> {
     let session = ctx.fork().helpers(helpers).start(|| arena.verify())?;
     session.expect_running()?;
     hold.step_aside()?;
-    let done = sys::poll_until(|| -> Outcome<Option<()>> {
+    let started = sys::poll_until(|| -> Outcome<Option<()>> {
         Ok(session
             .report()?
-            .is_none_or(|r| r.state() != State::Running)
+            .is_none_or(|r| r.by_helper > 0)
             .then_some(()))
     })?;
-    claim!(done.is_some(), "the helpers never finish");
-    session.expect_child_held()?;
+    claim!(started.is_some(), "no helper pulls anything");
     arena.fill(1);
+    session.expect_child_held()?;
     drop(hold);
     let ended = session.finish()?;
     arena.verify()?;
@@ -58,6 +62,36 @@ fn alone(ctx: &Ctx, helpers: u32) -> Outcome<String> {
             r.by_helper + r.by_parent == r.parked
         })?
         .holds("as many helpers as asked for", |r| r.helpers == helpers)?;
+    Ok(ended.detail())
+}
+
+/// The module does not keep memory parked for ever.
+fn timeout(ctx: &Ctx) -> Outcome<String> {
+    let after = ctx.module.get("pull_after")?;
+    ctx.module.set("pull_after", 1)?;
+    let plug = Plug::new()?;
+    let arena = Arena::new(&mut ctx.rng(), 16)?;
+    let hold = plug.hold()?;
+    let session = ctx.fork().start(|| arena.verify());
+    ctx.module.set("pull_after", after)?;
+    let session = session?;
+    session.expect_running()?;
+    hold.step_aside()?;
+    let done = sys::poll_until(|| -> Outcome<Option<()>> {
+        Ok(session
+            .report()?
+            .is_none_or(|r| r.state() != State::Running)
+            .then_some(()))
+    })?;
+    claim!(
+        done.is_some(),
+        "the session goes on while the child stands still"
+    );
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended.whole(8)?.pulled(Hook::Helper, 8)?;
     Ok(ended.detail())
 }
 

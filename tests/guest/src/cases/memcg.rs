@@ -97,6 +97,23 @@ fn child_oom(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("6 rounds, {aborted} children killed"))
 }
 
+/// Makes this thread's rseq area a private page again after a fork: the kernel writes to it whenever the thread was
+/// scheduled, and kills it if it cannot.
+fn unshare_rseq() {
+    // SAFETY: a literal C string.
+    let offset = unsafe { libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()) };
+    if offset.is_null() {
+        return;
+    }
+    // SAFETY: the C library documents the symbol as a ptrdiff_t, relative to the thread pointer, which is what
+    // pthread_self() is on this machine; writing back what was read changes nothing that anybody relies on.
+    unsafe {
+        let area = (libc::pthread_self() as isize + *offset.cast::<isize>()) as *mut u32;
+        let padding = area.byte_add(28);
+        padding.write_volatile(padding.read_volatile());
+    }
+}
+
 /// Lowers the limit below what is in use, pulls everything through one system call, lifts the limit again. Nothing is
 /// written to memory in between: a page that has to be copied for a store would be waited for without end.
 fn pull_without_memory(limit: &File, span: Span) -> io::Result<()> {
@@ -163,6 +180,7 @@ fn parent_starved(ctx: &Ctx) -> Outcome<String> {
         .fork()
         .start(|| Err(Verdict::Failed("ran with a partial image".into())))?;
     session.expect_running()?;
+    unshare_rseq();
     pull_without_memory(&limit, arena.span())?;
     session.expect_child_held()?;
     drop(hold);

@@ -210,6 +210,7 @@ fn movable_block(arena: &Arena) -> Outcome<Option<PathBuf>> {
 fn arena_behind_filler(rng: &mut crate::rng::Rng) -> Outcome<Arena> {
     let filler = Span::reserve(256 << 20)?;
     filler.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
+    filler.advise(libc::MADV_NOHUGEPAGE)?;
     filler.advise(libc::MADV_POPULATE_WRITE)?;
     let arena = Arena::new(rng, 16)?;
     filler.unmap()?;
