@@ -77,7 +77,9 @@ pub fn choose(bench: &Bench, choice: AccelChoice) -> Result<Chosen> {
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .context("cannot tell this boot from another")?;
     let key = format!("{} {}", bench.release, boot_id.trim());
-    let cache = bench.state_dir().join("kvm-probe");
+    let cache = bench
+        .state_dir()
+        .join(format!("kvm-probe-{}", bench.series));
     if let Some(known) = recall(&cache, &key) {
         return Ok(known);
     }

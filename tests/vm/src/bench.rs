@@ -1,40 +1,75 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where things are: the checkout, its target directory, the kernel to boot.
 
+use std::fmt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use anyhow::{bail, ensure, Context, Result};
 
-/// A checkout that `scripts/setup` has prepared.
+/// The kernels that there are guest roots for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Series {
+    /// Debian 12
+    #[value(name = "6.1")]
+    V6_1,
+    /// Debian 13
+    #[value(name = "6.12")]
+    V6_12,
+    /// Debian 13 backports
+    #[value(name = "7.2")]
+    V7_2,
+}
+
+impl Series {
+    pub const ALL: [Series; 3] = [Series::V6_1, Series::V6_12, Series::V7_2];
+
+    /// As the scripts' `--kernel` takes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Series::V6_1 => "6.1",
+            Series::V6_12 => "6.12",
+            Series::V7_2 => "7.2",
+        }
+    }
+}
+
+impl fmt::Display for Series {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A checkout that `scripts/setup` has prepared, and one of its kernels.
 #[derive(Debug, Clone)]
 pub struct Bench {
     /// Absolute path of the repository root.
     pub root: PathBuf,
+    pub series: Series,
     /// Release of the kernel the module is built for and the VMs boot.
     pub release: String,
+    /// Directory that the VMs have as their root file system.
+    pub guest_root: PathBuf,
 }
 
 impl Bench {
     /// The bench of the current directory, which must be the repository root.
+    /// Makes the guest root if there is none.
     ///
-    /// Errors: another directory, no kernel or no virtme-ng installed, or a
+    /// Errors: another directory, no guest root to be had, no virtme-ng, or a
     /// path that virtme-ng cannot hand to the guest.
-    pub fn open() -> Result<Self> {
+    pub fn open(series: Series) -> Result<Self> {
         let root = std::env::current_dir()?.canonicalize()?;
-        let kmod = root.join("scripts/kmod");
-        ensure!(kmod.exists(), "run this from the repository root");
+        ensure!(
+            root.join("scripts/root").exists(),
+            "run this from the repository root"
+        );
         check_path(&root)?;
-        let out = Command::new(&kmod)
-            .arg("--release")
-            .output()
-            .with_context(|| format!("cannot run {}", kmod.display()))?;
-        if !out.status.success() {
-            bail!("{}", String::from_utf8_lossy(&out.stderr).trim());
-        }
         let bench = Bench {
+            series,
+            guest_root: ask(&root, &[series.name()])?.into(),
+            release: ask(&root, &["--release", series.name()])?,
             root,
-            release: String::from_utf8(out.stdout)?.trim().to_owned(),
         };
         ensure!(
             bench.venv_bin().join("vng").exists(),
@@ -54,8 +89,9 @@ impl Bench {
     }
 
     /// Kernel image that the VMs boot.
-    pub fn vmlinuz(&self) -> String {
-        format!("/boot/vmlinuz-{}", self.release)
+    pub fn vmlinuz(&self) -> PathBuf {
+        self.guest_root
+            .join(format!("boot/vmlinuz-{}", self.release))
     }
 
     /// The built module, relative to the root.
@@ -67,6 +103,24 @@ impl Bench {
     pub fn faults_module(&self) -> String {
         format!("target/kmod/{}-faults/asyncfork.ko", self.release)
     }
+}
+
+/// What `scripts/root` prints.
+fn ask(root: &Path, args: &[&str]) -> Result<String> {
+    let script = root.join("scripts/root");
+    let out = Command::new(&script)
+        .args(args)
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {}", script.display()))?;
+    if !out.status.success() {
+        bail!(
+            "no guest root: scripts/root {}: {}",
+            args.join(" "),
+            out.status
+        );
+    }
+    Ok(String::from_utf8(out.stdout)?.trim().to_owned())
 }
 
 /// Refuses paths that virtme-ng, which builds a shell command and a kernel
@@ -84,6 +138,15 @@ pub fn check_path(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::ValueEnum;
+
+    #[test]
+    fn a_series_is_called_as_on_the_command_line() {
+        for series in Series::ALL {
+            assert_eq!(Series::from_str(series.name(), false), Ok(series));
+        }
+        assert_eq!(Series::value_variants(), Series::ALL);
+    }
 
     #[test]
     fn paths_that_a_shell_would_split_are_refused() {

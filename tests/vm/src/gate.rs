@@ -1,34 +1,38 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The whole gate: what must hold before a change goes in.
 
+use std::collections::VecDeque;
+use std::fmt;
 use std::fs::{self, File};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use nix::sys::signal::{killpg, Signal};
 use nix::unistd::Pid;
 
 use crate::accel::{self, Accel, AccelChoice};
-use crate::bench::Bench;
+use crate::bench::{Bench, Series};
 use crate::cargo_test;
 use crate::dmesg;
 use crate::interrupt;
 use crate::verdict::{parse_results, Summary, TestResult, Verdict};
-use crate::vm::{host_has_la57, last_lines, End, La57, Outcome, Streams, VmOptions};
+use crate::vm::{host_has_la57, last_lines, parse_size, End, La57, Outcome, Streams, VmOptions};
 
 /// Run all checks and tests: on the host, then in VMs
 #[derive(Debug, Clone, clap::Args)]
 #[command(override_usage = "scripts/test [OPTIONS] [FILTER]...")]
 #[command(after_help = "\
-Without FILTER: format, clippy, unit and host tests, module build, sparse and
-checkpatch, then the VM suite: all of it with 4-level page tables, memory
-poisoning and two memory nodes, its quick part with 5-level ones, and the tests
-of failing allocations with a module built for that. With FILTER: builds, and
-the named VM tests alone.
+Without FILTER: format, clippy, unit and host tests, then for each kernel the
+module's build, sparse, checkpatch and a scan for indirect calls, and three VM
+suites: \"full\" is all tests with 4-level page tables, memory poisoning and two
+memory nodes, \"quick\" the quick ones with 5-level page tables, \"faults\" those of
+failing allocations with a module built for that. With FILTER: builds, and the
+named VM tests alone, with 4-level page tables.
 
 Exit status: 0 if nothing failed, 1 if something did, 125 if the gate could not
 run, 130 if interrupted. The last line is \"N passed, N failed, N skipped\".")]
@@ -36,6 +40,9 @@ pub struct GateOptions {
     /// VM tests to run: parts of their names
     #[arg(value_name = "FILTER")]
     pub filters: Vec<String>,
+    /// Kernel to test (may be repeated) [default: all]
+    #[arg(long = "kernel", value_enum, value_name = "SERIES")]
+    pub kernels: Vec<Series>,
     /// Only the quick VM tests, only with one kind of page tables
     #[arg(long)]
     pub quick: bool,
@@ -51,12 +58,17 @@ pub struct GateOptions {
     /// Guest memory
     #[arg(long, value_name = "SIZE", default_value = "8G")]
     pub memory: String,
+    /// VMs side by side [default: 2 if memory and CPUs suffice, else 1]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub jobs: Option<u8>,
 }
 
 /// Extra words for the kernel with 4-level page tables, the usual kind: freed
 /// pages and objects are poisoned, so that a stray write to a page table given
 /// back too early is noticed; two memory nodes let pages migrate.
 const DEBUG_WORDS: &str = "page_poison=1 slub_debug=FZP numa=fake=2";
+/// Memory that the host itself needs beside the guests'.
+const HOST_MEMORY: u64 = 2 << 30;
 /// No VM suite takes longer than this.
 const SUITE_SECONDS: u64 = 1500;
 /// A stage that runs longer says so this often.
@@ -65,15 +77,21 @@ const TICK: Duration = Duration::from_secs(30);
 const SHOWN_LINES: usize = 60;
 const SUMMARY_LINES: usize = 3;
 
-/// Runs the gate and sums it up. Errors: it could not run, or Ctrl-C; what a
-/// stage or a test has to say is in the summary.
-pub fn run(bench: &Bench, options: &GateOptions) -> Result<Summary> {
+/// Runs the gate in the current directory, the repository root, and sums it up.
+/// Errors: it could not run, or Ctrl-C; what a stage or a test has to say is in
+/// the summary.
+pub fn run(options: &GateOptions) -> Result<Summary> {
     let begin = Instant::now();
     let seed = options.seed.unwrap_or_else(new_seed);
-    println!("test: kernel {}, seed {seed}", bench.release);
+    let benches = open_benches(&options.kernels)?;
+    let [Bench { root, .. }, ..] = benches.as_slice() else {
+        bail!("no kernel to test");
+    };
+    let releases: Vec<&str> = benches.iter().map(|b| b.release.as_str()).collect();
+    println!("test: kernels {}, seed {seed}", releases.join(", "));
     let mut gate = Gate {
-        bench,
-        logs: bench.state_dir().join("logs"),
+        root,
+        logs: benches[0].state_dir().join("logs"),
         summary: Summary::default(),
     };
     fs::create_dir_all(&gate.logs)?;
@@ -84,23 +102,55 @@ pub fn run(bench: &Bench, options: &GateOptions) -> Result<Summary> {
     let built = gate.stage(
         "build",
         "cargo build --release --workspace --exclude asyncfork-vm",
-    )? & gate.stage("kmod", "scripts/kmod")?
-        & gate.stage("kmod-faults", "scripts/kmod --faults")?;
-    if options.filters.is_empty() {
-        gate.stage("kmod-check", "scripts/kmod --check")?;
+    )?;
+    let mut suites = Vec::new();
+    for bench in &benches {
+        let series = bench.series;
+        let kmod = |options| format!("scripts/kmod --kernel {series}{options}");
+        let both = gate.stage(&format!("{series} kmod"), &kmod(""))?
+            & gate.stage(&format!("{series} kmod-faults"), &kmod(" --faults"))?;
+        if options.filters.is_empty() {
+            gate.stage(&format!("{series} kmod-check"), &kmod(" --check"))?;
+        }
+        if built && both {
+            suites.extend(gate.suites(bench, options, seed)?);
+        } else {
+            gate.summary.fail(
+                format!("{series} VM suites"),
+                "not run: the build failed",
+                format!("scripts/test --kernel {series}"),
+            );
+        }
     }
-    if built {
-        gate.vm_suites(options, seed)?;
-    } else {
-        gate.summary
-            .fail("vm", "not run: the build failed", "scripts/test");
+    let rows = gate.vm_suites(&suites, options, seed)?;
+    println!("\ntest: took {}", minutes(begin.elapsed()));
+    for row in rows {
+        println!("{row}");
     }
-    println!("test: took {}", minutes(begin.elapsed()));
     Ok(gate.summary)
 }
 
+/// The kernels asked for, or all of them. Their guest roots are made side by
+/// side where they are missing.
+fn open_benches(kernels: &[Series]) -> Result<Vec<Bench>> {
+    let wanted: Vec<Series> = Series::ALL
+        .into_iter()
+        .filter(|series| kernels.is_empty() || kernels.contains(series))
+        .collect();
+    thread::scope(|scope| {
+        let threads: Vec<_> = wanted
+            .into_iter()
+            .map(|series| scope.spawn(move || Bench::open(series)))
+            .collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().expect("opening a bench does not panic"))
+            .collect()
+    })
+}
+
 struct Gate<'a> {
-    bench: &'a Bench,
+    root: &'a Path,
     logs: PathBuf,
     summary: Summary,
 }
@@ -170,7 +220,7 @@ impl Gate<'_> {
     }
 
     fn log_path(&self, name: &str) -> PathBuf {
-        self.logs.join(format!("{name}.log"))
+        self.logs.join(format!("{}.log", name.replace(' ', "-")))
     }
 
     /// Runs a command with its output in a log file, showing the time it
@@ -184,7 +234,7 @@ impl Gate<'_> {
         let program = words.next().context("a stage has no command")?;
         let mut child = Command::new(program)
             .args(words)
-            .current_dir(&self.bench.root)
+            .current_dir(self.root)
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log)
@@ -218,82 +268,237 @@ impl Gate<'_> {
         Ok((status, text))
     }
 
-    fn vm_suites(&mut self, options: &GateOptions, seed: u64) -> Result<()> {
-        let plan = self.plan(options)?;
-        ensure!(
-            !plan.is_empty(),
-            "no VM test's name contains {}; {GUEST} test --list prints the names",
-            options.filters.join(" or ")
-        );
-        let how = accel::choose(self.bench, options.accel)?;
-        let all = options.filters.is_empty() && options.la57.is_none() && !options.quick;
-        let mut runs = match options.la57 {
-            Some(la57) => vec![(la57, options.clone())],
-            None => vec![(La57::Off, options.clone())],
-        };
-        if all {
-            let quick = GateOptions {
-                quick: true,
-                ..options.clone()
-            };
-            runs.push((La57::On, quick));
-        }
-        for (la57, options) in runs {
+    /// The VM suites of a kernel.
+    fn suites<'b>(
+        &mut self,
+        bench: &'b Bench,
+        options: &GateOptions,
+        seed: u64,
+    ) -> Result<Vec<Suite<'b>>> {
+        let how = accel::choose(bench, options.accel)?;
+        let mut suites = Vec::new();
+        for (kind, la57) in kinds(options) {
+            let name = format!("{} {}", bench.series, kind.name());
             if la57 == La57::On && how.accel == Accel::Kvm && !host_has_la57()? {
-                println!("skip vm-la57-on: KVM on a CPU without la57; --accel tcg has it");
+                println!("skip {name}: KVM on a CPU without la57; --accel tcg has it");
                 self.summary.skipped += 1;
                 continue;
             }
-            let suite = Suite {
-                name: format!("vm-la57-{la57}"),
-                rerun: format!("scripts/test --la57 {la57} --seed {seed}"),
-                module: self.bench.module(),
-            };
-            self.vm_suite(&options, seed, la57, &suite)?;
+            let selection = kind.selection(&options.filters);
+            let plan = plan(self.root, &selection)?;
+            ensure!(
+                !plan.is_empty(),
+                "no VM test's name contains {}; {GUEST} test --list prints the names",
+                options.filters.join(" or ")
+            );
+            let all_faults = plan.iter().all(|name| name.contains(FAULT_TESTS));
+            suites.push(Suite {
+                name,
+                bench,
+                kind,
+                la57,
+                rerun: format!(
+                    "scripts/test --kernel {} --la57 {la57} --seed {seed}",
+                    bench.series
+                ),
+                module: match all_faults {
+                    true => bench.faults_module(),
+                    false => bench.module(),
+                },
+                selection,
+                plan,
+            });
         }
-        if all {
-            let faults = GateOptions {
-                filters: vec![FAULT_TESTS.to_owned()],
-                ..options.clone()
-            };
-            let suite = Suite {
-                name: "vm-faults".to_owned(),
-                rerun: format!("scripts/test --seed {seed}"),
-                module: self.bench.faults_module(),
-            };
-            self.vm_suite(&faults, seed, La57::Off, &suite)?;
-        }
-        Ok(())
+        Ok(suites)
     }
 
-    /// The names of the VM tests that are to give a verdict.
-    fn plan(&self, options: &GateOptions) -> Result<Vec<String>> {
-        let out = Command::new(self.bench.root.join(GUEST))
-            .args(["test", "--list"])
-            .args(selection(options))
-            .stderr(Stdio::inherit())
-            .output()
-            .with_context(|| format!("cannot run {GUEST}"))?;
-        ensure!(out.status.success(), "{GUEST} test --list: {}", out.status);
-        let names = String::from_utf8(out.stdout)?;
-        Ok(names.lines().map(str::to_owned).collect())
-    }
-
-    fn vm_suite(
+    /// Runs the suites, the long ones first, and adds them to the summary. A row
+    /// for each, in their own order.
+    fn vm_suites(
         &mut self,
+        suites: &[Suite],
         options: &GateOptions,
         seed: u64,
-        la57: La57,
-        suite: &Suite,
-    ) -> Result<()> {
-        let plan = self.plan(options)?;
-        let results = tempdir(&self.bench.state_dir().join(&suite.name))?;
-        let command = guest_command(suite, options, seed, &results);
-        println!("==> {}: {}", suite.name, command.join(" "));
+    ) -> Result<Vec<Row>> {
+        let jobs = match options.jobs {
+            Some(jobs) => usize::from(jobs),
+            None => usual_jobs(&options.memory)?,
+        };
+        let mut order: Vec<&Suite> = suites.iter().collect();
+        order.sort_by_key(|suite| suite.kind);
+        let width = suites.iter().map(|s| s.name.len()).max().unwrap_or(0);
+        let done = side_by_side(jobs, order, |suite| {
+            let prefix = format!("{:width$} | ", suite.name);
+            suite.run(options, seed, &prefix)
+        })?;
+        let mut rows = Vec::new();
+        for suite in suites {
+            let (row, summary) = done
+                .iter()
+                .find(|(row, _)| row.name == suite.name)
+                .context("a suite was left out")?;
+            rows.push(row.clone());
+            self.summary.passed += summary.passed;
+            self.summary.skipped += summary.skipped;
+            self.summary.failures.extend(summary.failures.clone());
+        }
+        Ok(rows)
+    }
+}
+
+/// Two VMs if the host has memory for them and a CPU for each; a guest whose
+/// memory is poisoned uses all of it.
+fn usual_jobs(memory: &str) -> Result<usize> {
+    let meminfo = fs::read_to_string("/proc/meminfo")?;
+    let available = meminfo
+        .lines()
+        .find_map(|line| {
+            line.strip_prefix("MemAvailable:")?
+                .trim()
+                .strip_suffix(" kB")
+        })
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .context("/proc/meminfo has no MemAvailable")?
+        << 10;
+    let cpus = thread::available_parallelism()?.get();
+    let wanted = 2 * parse_size(memory)? + HOST_MEMORY;
+    Ok(if available >= wanted && cpus >= 2 {
+        2
+    } else {
+        1
+    })
+}
+
+/// Calls `work` for every item, at most `jobs` at a time. The results come in
+/// any order. After an error no further item is begun, and it is returned.
+fn side_by_side<T: Send, R: Send>(
+    jobs: usize,
+    items: Vec<T>,
+    work: impl Fn(T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let queue = Mutex::new(VecDeque::from(items));
+    let lock = || queue.lock().unwrap_or_else(PoisonError::into_inner);
+    let worker = || {
+        let mut done = Vec::new();
+        loop {
+            let Some(item) = lock().pop_front() else {
+                return Ok(done);
+            };
+            match work(item) {
+                Ok(result) => done.push(result),
+                Err(error) => {
+                    lock().clear();
+                    return Err(error);
+                }
+            }
+        }
+    };
+    let results: Result<Vec<Vec<R>>> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..jobs).map(|_| scope.spawn(worker)).collect();
+        threads
+            .into_iter()
+            .map(|t| t.join().expect("a worker does not panic"))
+            .collect()
+    });
+    Ok(results?.into_iter().flatten().collect())
+}
+
+/// The names of the VM tests that are to give a verdict.
+fn plan(root: &Path, selection: &[String]) -> Result<Vec<String>> {
+    let out = Command::new(root.join(GUEST))
+        .args(["test", "--list"])
+        .args(selection)
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {GUEST}"))?;
+    ensure!(out.status.success(), "{GUEST} test --list: {}", out.status);
+    let names = String::from_utf8(out.stdout)?;
+    Ok(names.lines().map(str::to_owned).collect())
+}
+
+/// What a suite consists of; the longest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    Full,
+    Quick,
+    Faults,
+    /// The tests that FILTER names.
+    Named,
+    /// The quick ones of them.
+    NamedQuick,
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Full => "full",
+            Kind::Quick => "quick",
+            Kind::Faults => "faults",
+            Kind::Named | Kind::NamedQuick => "named",
+        }
+    }
+
+    /// The test program's arguments that choose the tests.
+    fn selection(self, filters: &[String]) -> Vec<String> {
+        let suite = match self {
+            Kind::Quick | Kind::NamedQuick => "quick",
+            Kind::Full | Kind::Faults | Kind::Named => "full",
+        };
+        let mut words = vec!["--suite".to_owned(), suite.to_owned()];
+        match self {
+            Kind::Faults => words.push(FAULT_TESTS.to_owned()),
+            _ => words.extend(filters.iter().cloned()),
+        }
+        words
+    }
+}
+
+/// The suites that each kernel goes through.
+fn kinds(options: &GateOptions) -> Vec<(Kind, La57)> {
+    let one = match (options.filters.is_empty(), options.quick) {
+        (true, false) => Kind::Full,
+        (true, true) => Kind::Quick,
+        (false, false) => Kind::Named,
+        (false, true) => Kind::NamedQuick,
+    };
+    match options.la57 {
+        Some(la57) => vec![(one, la57)],
+        None if one == Kind::Full => vec![
+            (Kind::Full, La57::Off),
+            (Kind::Quick, La57::On),
+            (Kind::Faults, La57::Off),
+        ],
+        None => vec![(one, La57::Off)],
+    }
+}
+
+/// A boot of one kernel for some tests.
+struct Suite<'a> {
+    /// Kernel and kind.
+    name: String,
+    bench: &'a Bench,
+    kind: Kind,
+    la57: La57,
+    /// The command that repeats it; a test's name can follow.
+    rerun: String,
+    /// The module, relative to the repository root.
+    module: String,
+    selection: Vec<String>,
+    /// The tests that are to give a verdict.
+    plan: Vec<String>,
+}
+
+impl Suite<'_> {
+    /// Runs it; its lines begin with `prefix`.
+    fn run(&self, options: &GateOptions, seed: u64, prefix: &str) -> Result<(Row, Summary)> {
+        let state = self.bench.state_dir();
+        let results = tempdir(&state.join(self.name.replace(' ', "-")))?;
+        let command = self.command(seed, &results);
+        println!("{prefix}==> {}", command.join(" "));
         let vm = VmOptions {
             memory: options.memory.clone(),
-            la57: Some(la57),
-            append: match la57 {
+            la57: Some(self.la57),
+            append: match self.la57 {
                 La57::On => vec![],
                 La57::Off => vec![DEBUG_WORDS.to_owned()],
             },
@@ -303,21 +508,86 @@ impl Gate<'_> {
             ..VmOptions::default()
         };
         let begin = Instant::now();
-        let outcome = vm.run(self.bench, &command, Streams::inherit())?;
-        outcome.explain();
-        println!("    {} ({})", outcome.end, minutes(begin.elapsed()));
+        let outcome = vm.run(self.bench, &command, Streams::prefixed(prefix))?;
+        outcome.explain(prefix);
+        let took = begin.elapsed();
+        println!("{prefix}{} ({})", outcome.end, minutes(took));
 
         let text = fs::read_to_string(results.join("results.txt")).unwrap_or_default();
         let log = fs::read_to_string(outcome.kernel_log())?;
+        let mut summary = Summary::default();
         judge(
-            &mut self.summary,
-            suite,
+            &mut summary,
+            &self.name,
+            &self.rerun,
             &outcome,
-            &plan,
+            &self.plan,
             &parse_results(&text),
             dmesg::last_test(&log),
         );
-        Ok(())
+        let row = Row {
+            name: self.name.clone(),
+            release: self.bench.release.clone(),
+            kind: self.kind,
+            la57: self.la57,
+            passed: summary.passed,
+            failed: summary.failures.len(),
+            skipped: summary.skipped,
+            took,
+        };
+        Ok((row, summary))
+    }
+
+    /// The guest's command line.
+    fn command(&self, seed: u64, results: &Path) -> Vec<String> {
+        let mut command: Vec<String> = [
+            GUEST,
+            "test",
+            "--module",
+            &self.module,
+            "--shim",
+            "target/release/libasyncfork.so",
+            "--results",
+            &results.display().to_string(),
+            "--seed",
+            &seed.to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        command.extend(self.selection.iter().cloned());
+        command
+    }
+}
+
+/// A kernel's suite in the table at the end.
+#[derive(Debug, Clone)]
+struct Row {
+    name: String,
+    release: String,
+    kind: Kind,
+    la57: La57,
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    took: Duration,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let levels = match self.la57 {
+            La57::On => 5,
+            La57::Off => 4,
+        };
+        write!(
+            f,
+            "{:<22} {:<6} {levels}-level page tables  {:>3} passed, {:>2} failed, {:>2} skipped  {}",
+            self.release,
+            self.kind.name(),
+            self.passed,
+            self.failed,
+            self.skipped,
+            minutes(self.took)
+        )
     }
 }
 
@@ -328,52 +598,17 @@ const GUEST: &str = "target/release/asyncfork-guest";
 /// in common; with the shipped one they are skipped.
 const FAULT_TESTS: &str = "failed_allocations";
 
-/// The guest's command line.
-fn guest_command(suite: &Suite, options: &GateOptions, seed: u64, results: &Path) -> Vec<String> {
-    let mut command: Vec<String> = [
-        GUEST,
-        "test",
-        "--module",
-        &suite.module,
-        "--shim",
-        "target/release/libasyncfork.so",
-        "--results",
-        &results.display().to_string(),
-        "--seed",
-        &seed.to_string(),
-    ]
-    .map(str::to_owned)
-    .to_vec();
-    command.extend(selection(options));
-    command
-}
-
-/// The arguments that choose tests.
-fn selection(options: &GateOptions) -> Vec<String> {
-    let suite = if options.quick { "quick" } else { "full" };
-    let mut words = vec!["--suite".to_owned(), suite.to_owned()];
-    words.extend(options.filters.iter().cloned());
-    words
-}
-
-/// A VM suite: its name, the command that repeats it, the module it is for.
-struct Suite {
-    name: String,
-    rerun: String,
-    module: String,
-}
-
 /// Adds up what the tests, the guest and its kernel say. `plan` is the tests
 /// that were to run, `under_way` the one whose marker came last.
 fn judge(
     summary: &mut Summary,
-    suite: &Suite,
+    name: &str,
+    rerun: &str,
     outcome: &Outcome,
     plan: &[String],
     results: &[TestResult],
     under_way: Option<&str>,
 ) {
-    let Suite { name, rerun, .. } = suite;
     let mut bad = 0;
     for result in results {
         match result.verdict {
@@ -397,7 +632,7 @@ fn judge(
 
     let again = |test: Option<&str>| match test {
         Some(test) => format!("{rerun} {test}"),
-        None => rerun.clone(),
+        None => rerun.to_owned(),
     };
     let logs = format!("logs: {}", outcome.dir.display());
     let silent: Vec<&str> = plan
@@ -487,11 +722,6 @@ mod tests {
     use super::*;
 
     fn judged(end: End, results: &str, kernel: &str) -> Summary {
-        let suite = Suite {
-            name: "vm-la57-on".into(),
-            rerun: "scripts/test --la57 on --seed 7".into(),
-            module: "asyncfork.ko".into(),
-        };
         let outcome = Outcome {
             end,
             findings: dmesg::scan(kernel),
@@ -500,7 +730,8 @@ mod tests {
         let mut summary = Summary::default();
         judge(
             &mut summary,
-            &suite,
+            "6.1 quick",
+            "scripts/test --la57 on --seed 7",
             &outcome,
             &["a".to_owned(), "b".to_owned()],
             &parse_results(results),
@@ -522,7 +753,7 @@ mod tests {
     fn a_failed_test_is_one_failure_with_its_rerun_line() {
         let summary = judged(End::Exited(1), "ok\ta\t\nFAILED\tb\tpage 3\n", CLEAN);
         assert_eq!(summary.failures.len(), 1);
-        assert_eq!(summary.failures[0].name, "vm-la57-on/b");
+        assert_eq!(summary.failures[0].name, "6.1 quick/b");
         assert_eq!(
             summary.failures[0].rerun,
             "scripts/test --la57 on --seed 7 b"
@@ -569,33 +800,103 @@ mod tests {
         let summary = judged(End::Exited(0), "ok\ta\t\nok\tb\t\n", kernel);
         assert_eq!(summary.failures.len(), 1);
         let failure = &summary.failures[0];
-        assert_eq!(failure.name, "vm-la57-on/a: kernel complaint");
+        assert_eq!(failure.name, "6.1 quick/a: kernel complaint");
         assert!(failure.why.contains("WARNING: CPU: 0"), "{}", failure.why);
         assert!(failure.why.contains("pfn:1 (2 times)"), "{}", failure.why);
         assert!(failure.rerun.ends_with(" a"));
     }
 
+    fn options(words: &[&str]) -> GateOptions {
+        #[derive(clap::Parser)]
+        struct Cli {
+            #[command(flatten)]
+            options: GateOptions,
+        }
+        let words = ["test"].iter().chain(words);
+        <Cli as clap::Parser>::parse_from(words).options
+    }
+
+    #[test]
+    fn a_kernel_goes_through_the_suites_that_the_options_say() {
+        use {Kind::*, La57::*};
+        for (words, want) in [
+            (vec![], vec![(Full, Off), (Quick, On), (Faults, Off)]),
+            (vec!["--quick"], vec![(Quick, Off)]),
+            (vec!["--la57", "on"], vec![(Full, On)]),
+            (vec!["munmap"], vec![(Named, Off)]),
+            (
+                vec!["--quick", "--la57", "on", "munmap"],
+                vec![(NamedQuick, On)],
+            ),
+        ] {
+            assert_eq!(kinds(&options(&words)), want, "{words:?}");
+        }
+    }
+
+    #[test]
+    fn kernels_are_named_one_by_one() {
+        let kernels = options(&["--kernel", "7.2", "--kernel=6.12"]).kernels;
+        assert_eq!(kernels, [Series::V7_2, Series::V6_12]);
+    }
+
     #[test]
     fn the_guest_gets_what_it_needs() {
-        let suite = Suite {
-            name: "vm-la57-off".into(),
-            rerun: "scripts/test --seed 7".into(),
-            module: "target/kmod/6.1.0-1-amd64/asyncfork.ko".into(),
+        let bench = Bench {
+            root: "/repo".into(),
+            series: Series::V6_12,
+            release: "6.12.1-amd64".into(),
+            guest_root: "/repo/target/roots/debian13".into(),
         };
-        let options = GateOptions {
-            filters: vec!["munmap".into()],
-            quick: true,
-            seed: None,
-            la57: None,
-            accel: AccelChoice::Auto,
-            memory: "8G".into(),
+        let suite = Suite {
+            name: "6.12 named".into(),
+            bench: &bench,
+            kind: Kind::NamedQuick,
+            la57: La57::Off,
+            rerun: "scripts/test --seed 7".into(),
+            module: bench.module(),
+            selection: Kind::NamedQuick.selection(&["munmap".into()]),
+            plan: vec!["munmap".into()],
         };
         assert_eq!(
-            guest_command(&suite, &options, 7, Path::new("/repo/target/vm/r")).join(" "),
+            suite.command(7, Path::new("/repo/target/vm/r")).join(" "),
             "target/release/asyncfork-guest test \
-             --module target/kmod/6.1.0-1-amd64/asyncfork.ko \
+             --module target/kmod/6.12.1-amd64/asyncfork.ko \
              --shim target/release/libasyncfork.so \
              --results /repo/target/vm/r --seed 7 --suite quick munmap"
+        );
+    }
+
+    #[test]
+    fn work_side_by_side_leaves_nothing_out_and_stops_at_an_error() {
+        let mut done = side_by_side(2, (0..20).collect(), |n| Ok(n * n)).unwrap();
+        done.sort();
+        assert_eq!(done, (0..20).map(|n| n * n).collect::<Vec<i32>>());
+
+        let begun = Mutex::new(0);
+        let error = side_by_side(1, (0..20).collect(), |n| {
+            *begun.lock().unwrap() += 1;
+            ensure!(n < 3, "{n} is too much");
+            Ok(())
+        });
+        assert_eq!(error.unwrap_err().to_string(), "3 is too much");
+        assert_eq!(*begun.lock().unwrap(), 4);
+    }
+
+    #[test]
+    fn a_row_names_kernel_suite_and_counts() {
+        let row = Row {
+            name: "7.2 quick".into(),
+            release: "7.2.12+deb13-amd64".into(),
+            kind: Kind::Quick,
+            la57: La57::On,
+            passed: 60,
+            failed: 0,
+            skipped: 1,
+            took: Duration::from_secs(125),
+        };
+        assert_eq!(
+            row.to_string(),
+            "7.2.12+deb13-amd64     quick  5-level page tables   60 passed,  0 failed,  1 skipped  2 min 05 s"
         );
     }
 }

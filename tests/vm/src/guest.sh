@@ -1,10 +1,17 @@
 #!/bin/sh
 # Runs in the guest as root: the command in ./command, its output and exit
 # status and the kernel's log go to this script's directory, which the host
-# shares. Arguments: seconds the command may take, directory to run it in.
+# shares. Arguments: seconds the command may take, directory to run it in, and
+# where the shared directories belong that the host calls ../share0 and so on.
 run=${0%/*}
 limit=$1
 cd "$2" || exit
+shift 2
+n=0
+for dir; do
+	mkdir -p "$dir" && mount --bind "${run%/*}/share$n" "$dir" || exit
+	n=$((n + 1))
+done
 
 if grep -qw la57 /proc/cpuinfo; then echo on; else echo off; fi >"$run/la57"
 : >"$run/started"

@@ -4,7 +4,7 @@
 use std::process::ExitCode;
 
 use anyhow::Result;
-use asyncfork_vm::bench::Bench;
+use asyncfork_vm::bench::{Bench, Series};
 use asyncfork_vm::gate::{self, GateOptions};
 use asyncfork_vm::interrupt;
 use asyncfork_vm::vm::{Streams, VmOptions, EXIT_BROKEN};
@@ -25,8 +25,9 @@ enum Cmd {
 
 /// Run a command on the stock Debian kernel in a VM
 ///
-/// The command runs as root in the repository root. The guest sees the host's
-/// files, but what it writes is lost, except in --share directories.
+/// The command runs as root in the repository root. The guest sees the checkout,
+/// target/ included, but else has a Debian of its own (scripts/root). What it
+/// writes is lost, except in --share directories.
 #[derive(Args)]
 #[command(override_usage = "scripts/vm [OPTIONS] -- COMMAND...")]
 #[command(after_help = "\
@@ -36,6 +37,9 @@ Exit status: the command's own, or
   125  the guest did not boot, died or left no result; or the VM was not started
   130  interrupted")]
 struct Run {
+    /// Kernel to boot
+    #[arg(long, value_enum, value_name = "SERIES", default_value_t = Series::V6_1)]
+    kernel: Series,
     #[command(flatten)]
     vm: VmOptions,
     /// Command and arguments
@@ -64,16 +68,18 @@ fn main() -> ExitCode {
 
 fn run(args: Run) -> Result<ExitCode> {
     interrupt::catch()?;
-    let outcome = args
-        .vm
-        .run(&Bench::open()?, &args.command, Streams::inherit())?;
-    outcome.explain();
+    let outcome = args.vm.run(
+        &Bench::open(args.kernel)?,
+        &args.command,
+        Streams::inherit(),
+    )?;
+    outcome.explain("");
     Ok(ExitCode::from(outcome.exit_code()))
 }
 
 fn test(args: GateOptions) -> Result<ExitCode> {
     interrupt::catch()?;
-    let summary = gate::run(&Bench::open()?, &args)?;
+    let summary = gate::run(&args)?;
     println!("\n{summary}");
     Ok(if summary.is_success() {
         ExitCode::SUCCESS

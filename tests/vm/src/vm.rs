@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Boots a guest for one command.
 //!
-//! The guest's root is the host's, read-only under throw-away overlays. Only
-//! the run directory (`target/vm/run-*`) and `--share` directories are really
-//! written to: the guest's script leaves the command's output there, where the
-//! host follows it, and at last the exit status. The serial console, which
+//! The guest's root is one that `scripts/root` has made, read-only under
+//! throw-away overlays; the checkout is mounted where it is on the host,
+//! read-only. Only the run directory (`target/vm/run-*`) and `--share`
+//! directories are really written to: the guest's script leaves the command's
+//! output there, where the host follows it, and at last the exit status. The serial console, which
 //! still speaks when the guest dies, is recorded beside them.
 
 use std::fmt;
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use nix::sys::signal::{killpg, Signal};
 use nix::sys::wait::{waitid, Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
@@ -51,6 +52,12 @@ const BLACKLIST: &str = "modprobe.blacklist=\
     ahci,ccp,evdev,i2c_i801,i6300esb,iTCO_wdt,kvm_amd,kvm_intel,lpc_ich,pcspkr,psmouse,\
     acpi_cpufreq,powernow_k8,\
     aesni_intel,crc32_pclmul,crct10dif_pclmul,ghash_clmulni_intel,sha1_ssse3,sha256_ssse3,sha512_ssse3";
+
+/// Where the guest finds the directories that it may write to, before its
+/// script puts them where they belong.
+const GUEST_MOUNTS: &str = "/run/asyncfork";
+/// Directories of the guest in which new ones can be made, as mount points.
+const GUEST_WRITABLE: &[&str] = &["/home", "/opt", "/run", "/srv", "/tmp", "/var"];
 
 /// Whether the guest has 5-level page tables.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
@@ -116,6 +123,7 @@ impl Default for VmOptions {
 pub struct Streams {
     out: Box<dyn Write>,
     err: Box<dyn Write>,
+    prefix: String,
 }
 
 impl Streams {
@@ -124,6 +132,17 @@ impl Streams {
         Streams {
             out: Box::new(io::stdout()),
             err: Box::new(io::stderr()),
+            prefix: String::new(),
+        }
+    }
+
+    /// This process's own, in whole lines that begin with `prefix`: for guests
+    /// that run side by side.
+    pub fn prefixed(prefix: &str) -> Self {
+        Streams {
+            out: Box::new(Lines::new(io::stdout(), prefix)),
+            err: Box::new(Lines::new(io::stderr(), prefix)),
+            prefix: prefix.to_owned(),
         }
     }
 
@@ -132,6 +151,57 @@ impl Streams {
         Streams {
             out: Box::new(io::sink()),
             err: Box::new(io::sink()),
+            prefix: String::new(),
+        }
+    }
+
+    /// A word of the bench's own.
+    fn say(&self, text: impl fmt::Display) {
+        eprintln!("{}vm: {text}", self.prefix);
+    }
+}
+
+/// Writes whole lines, each in one piece and with a prefix.
+struct Lines<W: Write> {
+    to: W,
+    prefix: String,
+    /// The line that has no end yet.
+    line: Vec<u8>,
+}
+
+impl<W: Write> Lines<W> {
+    fn new(to: W, prefix: &str) -> Self {
+        Lines {
+            to,
+            prefix: prefix.to_owned(),
+            line: prefix.as_bytes().to_vec(),
+        }
+    }
+}
+
+impl<W: Write> Write for Lines<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        for part in bytes.split_inclusive(|&byte| byte == b'\n') {
+            self.line.extend_from_slice(part);
+            if part.ends_with(b"\n") {
+                self.to.write_all(&self.line)?;
+                self.line.truncate(self.prefix.len());
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+impl<W: Write> Drop for Lines<W> {
+    fn drop(&mut self) {
+        if self.line.len() > self.prefix.len() {
+            self.line.push(b'\n');
+            // Nobody is left to be told.
+            let _ = self.to.write_all(&self.line);
         }
     }
 }
@@ -184,23 +254,24 @@ impl Outcome {
         self.dir.join("kernel.log")
     }
 
-    /// Says on stderr what went wrong, if anything did.
-    pub fn explain(&self) {
+    /// Says on stderr what went wrong, if anything did. The lines begin with
+    /// `prefix`.
+    pub fn explain(&self, prefix: &str) {
         match &self.end {
             End::Broken(why) => {
-                eprintln!("vm: BROKEN: {why}");
+                eprintln!("{prefix}vm: BROKEN: {why}");
                 for line in last_lines(&console(&self.dir), 20) {
-                    eprintln!("    | {line}");
+                    eprintln!("{prefix}    | {line}");
                 }
             }
-            End::TimedOut => eprintln!("vm: TIMED OUT"),
+            End::TimedOut => eprintln!("{prefix}vm: TIMED OUT"),
             End::Exited(_) => {}
         }
         for finding in &self.findings {
-            eprintln!("vm: kernel complaint: {finding}");
+            eprintln!("{prefix}vm: kernel complaint: {finding}");
         }
         if self.exit_code() != 0 {
-            eprintln!("vm: logs are in {}", self.dir.display());
+            eprintln!("{prefix}vm: logs are in {}", self.dir.display());
         }
     }
 }
@@ -247,10 +318,10 @@ impl VmOptions {
         if let Some(size) = self.disk {
             File::create(dir.join("disk"))?.set_len(size)?;
         }
-        eprintln!(
-            "vm: booting {}: {} CPUs, {}, {} ({})",
+        streams.say(format_args!(
+            "booting {}: {} CPUs, {}, {} ({})",
             bench.release, self.cpus, self.memory, how.accel, how.why
-        );
+        ));
         let end = self.supervise(bench, how.accel, limits, &dir, &mut streams);
         // A disk image may be large, and nobody looks at it again.
         let _ = fs::remove_file(dir.join("disk"));
@@ -300,7 +371,7 @@ impl VmOptions {
             if out.copy(&mut streams.out)? | err.copy(&mut streams.err)? {
                 progress.heard = Instant::now();
             }
-            progress.look(dir);
+            progress.look(dir, |text| streams.say(text));
             if interrupt::requested() {
                 return Err(interrupt::error());
             }
@@ -349,7 +420,10 @@ impl VmOptions {
             format!("{}:{path}:/usr/sbin:/sbin", bench.venv_bin().display()),
         );
         vng.current_dir(&bench.root)
-            .args(["--run", &bench.vmlinuz()])
+            .arg("--run")
+            .arg(bench.vmlinuz())
+            .arg("--root")
+            .arg(&bench.guest_root)
             // Without this it may pick virtiofs, whose daemon outlives us.
             .arg("--force-9p")
             .args(["--name", "asyncfork"])
@@ -363,23 +437,24 @@ impl VmOptions {
         for words in kernel_words(accel).iter().chain(&self.append) {
             vng.args(["--append", words]);
         }
-        for share in &self.share {
+        let root = bench.root.display();
+        vng.arg(format!("--rodir={root}={root}"))
+            .arg(format!("--rwdir={GUEST_MOUNTS}/run={}", dir.display()));
+        let mut script = format!("sh {GUEST_MOUNTS}/run/guest.sh {} {root}", self.timeout);
+        for (n, share) in self.share.iter().enumerate() {
             let share = share
                 .canonicalize()
                 .with_context(|| format!("--share {}", share.display()))?;
             check_path(&share)?;
-            vng.arg("--rwdir").arg(share);
+            check_share(&share, &bench.root)?;
+            let share = share.display();
+            vng.arg(format!("--rwdir={GUEST_MOUNTS}/share{n}={share}"));
+            script += &format!(" {share}");
         }
-        vng.arg("--rwdir").arg(dir);
         for opts in self.qemu_opts(accel, dir)? {
             vng.arg(format!("--qemu-opts={opts}"));
         }
-        vng.arg("--exec").arg(format!(
-            "sh {}/guest.sh {} {}",
-            dir.display(),
-            self.timeout,
-            bench.root.display()
-        ));
+        vng.arg("--exec").arg(script);
         Ok(vng)
     }
 
@@ -410,6 +485,18 @@ impl VmOptions {
         }
         Ok(opts)
     }
+}
+
+/// Refuses a directory that the guest has no place for.
+fn check_share(share: &Path, root: &Path) -> Result<()> {
+    ensure!(
+        share.starts_with(root) || GUEST_WRITABLE.iter().any(|dir| share.starts_with(dir)),
+        "--share {}: the guest can have directories below {} and {} only",
+        share.display(),
+        root.display(),
+        GUEST_WRITABLE.join(", ")
+    );
+    Ok(())
 }
 
 /// Kernel command line of every guest.
@@ -463,11 +550,11 @@ impl Progress {
     }
 
     /// Looks for the guest's files, and says what there is to say.
-    fn look(&mut self, dir: &Path) {
+    fn look(&mut self, dir: &Path, say: impl Fn(&str)) {
         let seconds = self.begin.elapsed().as_secs();
         if self.started.is_none() && dir.join("started").exists() {
             self.started = Some(Instant::now());
-            eprintln!("vm: up after {seconds} s");
+            say(&format!("up after {seconds} s"));
         }
         if self.finished.is_none() && dir.join("status").exists() {
             self.finished = Some(Instant::now());
@@ -475,7 +562,7 @@ impl Progress {
         if self.heard.elapsed() > SILENCE {
             self.heard = Instant::now();
             let what = self.started.map_or("booting", |_| "running");
-            eprintln!("vm: still {what} after {seconds} s");
+            say(&format!("still {what} after {seconds} s"));
         }
     }
 
@@ -702,7 +789,7 @@ pub(crate) fn last_lines(text: &str, count: usize) -> Vec<&str> {
 }
 
 /// Bytes in "512M", "2G" or a plain number.
-fn parse_size(text: &str) -> Result<u64> {
+pub(crate) fn parse_size(text: &str) -> Result<u64> {
     let (digits, shift) = match text.as_bytes().last() {
         Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
         Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
@@ -748,6 +835,31 @@ mod tests {
             String::from_utf8(out.stdout).unwrap(),
             words.map(|w| w + "\n").concat()
         );
+    }
+
+    #[test]
+    fn guests_side_by_side_write_whole_lines() {
+        let mut out = Vec::new();
+        let mut lines = Lines::new(&mut out, "6.1 | ");
+        for bytes in ["ok a\nok", " b\n\nthe ", "end"] {
+            lines.write_all(bytes.as_bytes()).unwrap();
+        }
+        drop(lines);
+        assert_eq!(
+            String::from_utf8(out).unwrap(),
+            "6.1 | ok a\n6.1 | ok b\n6.1 | \n6.1 | the end\n"
+        );
+    }
+
+    #[test]
+    fn a_share_needs_a_place_in_the_guest() {
+        let root = Path::new("/work/main");
+        for good in ["/work/main", "/work/main/target/bench", "/tmp/out"] {
+            assert!(check_share(Path::new(good), root).is_ok(), "{good}");
+        }
+        for bad in ["/work", "/work/main2", "/data", "/tmpfs"] {
+            assert!(check_share(Path::new(bad), root).is_err(), "{bad}");
+        }
     }
 
     #[test]
