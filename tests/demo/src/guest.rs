@@ -17,6 +17,7 @@ use crate::snapshots::Bench;
 
 /// A tmpfs on every Linux: an RDB is written at the speed of memory.
 const SHM: &str = "/dev/shm";
+
 /// Command line of `guest`.
 #[derive(clap::Args)]
 pub struct Options {
@@ -41,9 +42,12 @@ pub struct Options {
     /// Only stock forks, neither module nor library: a baseline that any machine can run
     #[arg(long)]
     stock_only: bool,
-    /// redis-server to run
-    #[arg(long, value_name = "FILE", default_value = "/usr/bin/redis-server")]
-    redis: PathBuf,
+    /// Server to run
+    #[arg(long, value_enum, default_value_t = Brand::Redis)]
+    server: Brand,
+    /// Another binary of it than /usr/bin/redis-server or /usr/bin/valkey-server
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
     /// The module [default: target/kmod/RELEASE/asyncfork.ko of this kernel]
     #[arg(long, value_name = "FILE")]
     module: Option<PathBuf>,
@@ -59,7 +63,29 @@ pub struct Options {
     host: Option<String>,
 }
 
+/// A server that forks to save.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Brand {
+    Redis,
+    Valkey,
+}
+
+impl Brand {
+    /// Where Debian installs it.
+    fn binary(self) -> &'static Path {
+        Path::new(match self {
+            Brand::Redis => "/usr/bin/redis-server",
+            Brand::Valkey => "/usr/bin/valkey-server",
+        })
+    }
+}
+
 impl Options {
+    /// The server's binary, in the guest.
+    pub fn binary(&self) -> &Path {
+        self.binary.as_deref().unwrap_or(self.server.binary())
+    }
+
     /// Bytes of data in the server.
     pub fn size(&self) -> u64 {
         self.size
@@ -118,13 +144,8 @@ pub fn run(options: &Options) -> Result<()> {
             )
         })?),
     };
-    let server = Server::start(
-        &options.redis,
-        &dir.0,
-        "server",
-        "dump.rdb",
-        library.as_deref(),
-    )?;
+    let binary = options.binary();
+    let server = Server::start(binary, &dir.0, "server", "dump.rdb", library.as_deref())?;
     if let Some(library) = &library {
         check_preloaded(&server, library)?;
     }
@@ -139,13 +160,8 @@ pub fn run(options: &Options) -> Result<()> {
         rate: options.rate,
         clients: options.clients as usize,
     };
-    let redis_version = Info::get(&mut server.client()?, "server")?
-        .text("redis_version")?
-        .to_owned();
-    say(format!(
-        "redis-server {redis_version}: {} resident",
-        human(setup.resident_bytes)
-    ));
+    let name = Info::get(&mut server.client()?, "server")?.server()?;
+    say(format!("{name}: {} resident", human(setup.resident_bytes)));
 
     let load = Load::start(server.socket(), &data, setup.rate, setup.clients)?;
     say(format!(
@@ -153,7 +169,7 @@ pub fn run(options: &Options) -> Result<()> {
         setup.rate, setup.clients
     ));
     let bench = Bench {
-        redis: &options.redis,
+        binary,
         dir: &dir.0,
         module: module.as_ref(),
         server: &server,
@@ -167,7 +183,7 @@ pub fn run(options: &Options) -> Result<()> {
         };
         let mut results = Results {
             machine,
-            redis_version,
+            server: name,
             setup,
             no_snapshot: Vec::new(),
             stock: column(stock),
@@ -177,7 +193,7 @@ pub fn run(options: &Options) -> Result<()> {
         Ok(results)
     })();
     let results: Results = results.inspect_err(|_: &anyhow::Error| {
-        eprintln!("redis-server's log ends with:\n{}", server.log_tail());
+        eprintln!("the server's log ends with:\n{}", server.log_tail());
     })?;
 
     drop(load);
@@ -186,8 +202,8 @@ pub fn run(options: &Options) -> Result<()> {
         module.unload()?;
     }
     say(match options.stock_only {
-        true => "redis-server ended",
-        false => "redis-server ended, module unloaded",
+        true => "server ended",
+        false => "server ended, module unloaded",
     });
 
     let markdown = results.markdown();
@@ -240,7 +256,7 @@ fn check_preloaded(server: &Server, library: &Path) -> Result<()> {
     let maps = read(&format!("/proc/{}/maps", server.pid()))?;
     ensure!(
         maps.contains(&*library.to_string_lossy()),
-        "redis-server runs without {}:\n{}",
+        "the server runs without {}:\n{}",
         library.display(),
         server.log_tail()
     );
@@ -271,7 +287,7 @@ fn resident_in_small_pages(server: &Server) -> Result<u64> {
     let (all, huge) = (kib_line(&smaps, "Rss")?, kib_line(&smaps, "AnonHugePages")?);
     ensure!(
         huge <= all / 8,
-        "{} of redis-server's {} are in huge pages: is disable-thp off?",
+        "{} of the server's {} are in huge pages: is disable-thp off?",
         human(huge),
         human(all)
     );

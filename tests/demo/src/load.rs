@@ -288,7 +288,7 @@ impl Load {
             }
             drop(log);
             if start.elapsed() > REPLY_TIMEOUT {
-                bail!("redis-server left requests unanswered for {REPLY_TIMEOUT:?}");
+                bail!("the server left requests unanswered for {REPLY_TIMEOUT:?}");
             }
             std::thread::sleep(NAP);
         }
@@ -392,7 +392,7 @@ struct Connection {
 
 impl Connection {
     fn open(socket: &Path) -> Result<Self> {
-        let stream = UnixStream::connect(socket).context("connecting to redis-server")?;
+        let stream = UnixStream::connect(socket).context("connecting to the server")?;
         stream.set_nonblocking(true)?;
         Ok(Self {
             stream,
@@ -430,7 +430,7 @@ impl Connection {
         let mut chunk = [0; 64 << 10];
         loop {
             match self.stream.read(&mut chunk) {
-                Ok(0) => bail!("redis-server closed a connection"),
+                Ok(0) => bail!("the server closed a connection"),
                 Ok(n) => self.input.extend_from_slice(&chunk[..n]),
                 Err(e) if e.kind() == ErrorKind::WouldBlock => break,
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -443,7 +443,7 @@ impl Connection {
             at += len;
             // No key expires or is deleted: nothing but OK or a value is right.
             if !matches!(&reply, Reply::Bulk(Some(_))) && reply != Reply::Simple("OK".into()) {
-                bail!("redis-server answered a request with {reply:?}");
+                bail!("the server answered a request with {reply:?}");
             }
             let due = self
                 .inflight

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Snapshots of a real redis-server, with stock fork and with async fork side
+//! Snapshots of a real server, Redis or Valkey, with stock fork and with async fork side
 //! by side. `scripts/demo` boots a VM and runs `asyncfork-demo guest` in it.
 
 mod guest;
@@ -51,7 +51,7 @@ Exit status:
 #[derive(Subcommand)]
 enum Command {
     /// The demo itself, inside a VM and as root: loads the module, starts
-    /// redis-server, prints the table
+    /// the server, prints the table
     #[command(after_help = EXIT_STATUS, args_override_self = true)]
     Guest(guest::Options),
     /// Boots a VM with memory enough and runs `guest` in it

@@ -17,8 +17,8 @@ both kinds, the module's parameter `enabled` makes the difference.";
 pub struct Results {
     /// Where.
     pub machine: Machine,
-    /// redis-server's version.
-    pub redis_version: String,
+    /// The server's name and version.
+    pub server: String,
     /// What was snapshotted, and under which load.
     pub setup: Setup,
     /// Latencies just before each measured snapshot.
@@ -138,12 +138,12 @@ impl Results {
         let _ = write!(
             out,
             "
-Median (min..max) of {rounds} snapshots of each kind, in turn, of one redis-server process, after
+Median (min..max) of {rounds} snapshots of each kind, in turn, of one server process, after
 one warm-up of each kind. Latency counts from the time a request was due (open loop). \"Snapshot\" is
 from BGSAVE sent to rdb_bgsave_in_progress=0, \"no snapshot\" just before.{}
 
 * {}, {} of memory, {}{}
-* redis-server {}: {} keys with {}-byte values ({}, {} resident), {} requests/s on {} connections,
+* {}: {} keys with {}-byte values ({}, {} resident), {} requests/s on {} connections,
   half of them SETs
 ",
             match self.asynchronous {
@@ -157,7 +157,7 @@ from BGSAVE sent to rdb_bgsave_in_progress=0, \"no snapshot\" just before.{}
                 Some(host) => format!(", on {host}"),
                 None => String::new(),
             },
-            self.redis_version,
+            self.server,
             setup.keys,
             setup.value_size,
             human(setup.data_bytes),
@@ -250,7 +250,7 @@ from BGSAVE sent to rdb_bgsave_in_progress=0, \"no snapshot\" just before.{}
                 &session(|s| s.by_child, whole, no("")),
             );
             row(
-                "- pulled by redis-server",
+                "- pulled by the server",
                 none(),
                 &session(|s| s.by_parent, whole, no("")),
             );
@@ -260,7 +260,7 @@ from BGSAVE sent to rdb_bgsave_in_progress=0, \"no snapshot\" just before.{}
                 &session(|s| s.by_others, whole, no("")),
             );
             row(
-                "longest pull of redis-server, ms",
+                "longest pull of the server, ms",
                 none(),
                 &session(|s| s.parent_pull_max_us, millis, no("")),
             );

@@ -31,8 +31,8 @@ impl Reply {
         match self {
             Reply::Simple(s) => Ok(s),
             Reply::Bulk(Some(b)) => Ok(String::from_utf8(b)?),
-            Reply::Error(e) => bail!("redis-server says: {e}"),
-            other => bail!("redis-server sent {other:?} where text was expected"),
+            Reply::Error(e) => bail!("the server says: {e}"),
+            other => bail!("the server sent {other:?} where text was expected"),
         }
     }
 }
@@ -113,7 +113,7 @@ impl Client {
     pub fn exchange(&mut self, bytes: &[u8], replies: usize) -> Result<Vec<Reply>> {
         self.stream
             .write_all(bytes)
-            .context("redis-server does not take requests")?;
+            .context("the server does not take requests")?;
         (0..replies).map(|_| self.read_reply()).collect()
     }
 
@@ -140,7 +140,7 @@ impl Client {
         let replies = self.exchange(&bytes, commands.len())?;
         for (command, reply) in commands.iter().zip(&replies) {
             if let Reply::Error(e) = reply {
-                bail!("redis-server answers {command} with: {e}");
+                bail!("the server answers {command} with: {e}");
             }
         }
         Ok(replies)
@@ -156,9 +156,9 @@ impl Client {
             let n = self
                 .stream
                 .read(&mut chunk)
-                .context("redis-server does not answer")?;
+                .context("the server does not answer")?;
             if n == 0 {
-                bail!("redis-server closed the connection");
+                bail!("the server closed the connection");
             }
             self.buf.extend_from_slice(&chunk[..n]);
         }

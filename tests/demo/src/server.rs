@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A redis-server process of our own.
+//! A Redis or Valkey process of our own.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -21,7 +21,7 @@ const POLL: Duration = Duration::from_millis(250);
 /// Longest wait for a socket or an exit.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A redis-server on a unix socket, persisting only on request. Killed on drop.
+/// A server on a unix socket, persisting only on request. Killed on drop.
 pub struct Server {
     child: Child,
     socket: PathBuf,
@@ -29,13 +29,13 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `redis` in `dir` with its dataset in `rdb`; sockets and logs
+    /// Starts `binary` in `dir` with its dataset in `rdb`; sockets and logs
     /// are called `name`. `preload` goes to LD_PRELOAD.
     ///
     /// # Errors
     /// It cannot be started or does not open its socket.
     pub fn start(
-        redis: &Path,
+        binary: &Path,
         dir: &Path,
         name: &str,
         rdb: &str,
@@ -43,7 +43,7 @@ impl Server {
     ) -> Result<Self> {
         let socket = dir.join(format!("{name}.sock"));
         let log = dir.join(format!("{name}.log"));
-        let mut command = Command::new(redis);
+        let mut command = Command::new(binary);
         command
             .args(["--port", "0", "--save", "", "--appendonly", "no"])
             .args(["--rdbcompression", "no", "--enable-debug-command", "yes"])
@@ -61,7 +61,7 @@ impl Server {
         }
         let child = command
             .spawn()
-            .with_context(|| format!("starting {}: run scripts/setup", redis.display()))?;
+            .with_context(|| format!("starting {}", binary.display()))?;
         let mut server = Self { child, socket, log };
         server.wait_socket()?;
         Ok(server)
@@ -71,14 +71,11 @@ impl Server {
         let start = Instant::now();
         while Client::connect(&self.socket).is_err() {
             if let Some(status) = self.child.try_wait()? {
-                bail!(
-                    "redis-server ended at once ({status}):\n{}",
-                    self.log_tail()
-                );
+                bail!("the server ended at once ({status}):\n{}", self.log_tail());
             }
             ensure!(
                 start.elapsed() < TIMEOUT,
-                "redis-server is not up:\n{}",
+                "the server is not up:\n{}",
                 self.log_tail()
             );
             std::thread::sleep(POLL);
@@ -101,7 +98,7 @@ impl Server {
     /// # Errors
     /// Those of connect(2).
     pub fn client(&self) -> Result<Client> {
-        Client::connect(&self.socket).context("connecting to redis-server")
+        Client::connect(&self.socket).context("connecting to the server")
     }
 
     /// Last lines of its log, for error messages.
@@ -166,26 +163,26 @@ impl Server {
     pub fn stop(mut self) -> Result<()> {
         // It closes the connection instead of answering.
         if let Ok(reply) = self.client()?.run("SHUTDOWN NOSAVE") {
-            bail!("redis-server answers SHUTDOWN with {reply:?}");
+            bail!("the server answers SHUTDOWN with {reply:?}");
         }
         let start = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {
                 claim!(
                     status.success(),
-                    "redis-server ended with {status}:\n{}",
+                    "the server ended with {status}:\n{}",
                     self.log_tail()
                 );
                 let rest = test_kill_process_group(Pid::from_child(&self.child));
                 claim!(
                     rest == Err(Errno::SRCH),
-                    "redis-server ended but left a child behind"
+                    "the server ended but left a child behind"
                 );
                 return Ok(());
             }
             ensure!(
                 start.elapsed() < TIMEOUT,
-                "redis-server does not end on SHUTDOWN"
+                "the server does not end on SHUTDOWN"
             );
             std::thread::sleep(POLL);
         }
@@ -207,6 +204,18 @@ impl Drop for Server {
 pub struct Info(HashMap<String, String>);
 
 impl Info {
+    /// The server's name and version, of a `server` section. Valkey's
+    /// `redis_version` is the one it is compatible with.
+    ///
+    /// # Errors
+    /// It is no such section.
+    pub fn server(&self) -> Result<String> {
+        if let Ok(version) = self.text("valkey_version") {
+            return Ok(format!("Valkey {version}"));
+        }
+        Ok(format!("Redis {}", self.text("redis_version")?))
+    }
+
     /// Asks for a section.
     ///
     /// # Errors
@@ -250,4 +259,21 @@ pub fn digest(reply: Reply) -> Result<String> {
         "DEBUG DIGEST gave {digest:?}, which is not the digest of a dataset"
     );
     Ok(digest)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn valkey_is_not_taken_for_the_redis_it_stands_in_for() {
+        let info = |fields: &[(&str, &str)]| {
+            Info(fields.iter().map(|&(k, v)| (k.into(), v.into())).collect())
+        };
+        let redis = ("redis_version", "7.2.4");
+        assert_eq!(info(&[redis]).server().unwrap(), "Redis 7.2.4");
+        let valkey = info(&[redis, ("valkey_version", "8.1.1")]);
+        assert_eq!(valkey.server().unwrap(), "Valkey 8.1.1");
+        assert!(info(&[]).server().is_err());
+    }
 }

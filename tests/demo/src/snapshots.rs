@@ -37,8 +37,8 @@ impl Mode {
 
 /// What the snapshots are made with.
 pub struct Bench<'a> {
-    /// redis-server binary.
-    pub redis: &'a Path,
+    /// The server's binary.
+    pub binary: &'a Path,
     /// Where the servers' files are.
     pub dir: &'a Path,
     /// None: stock forks only, without module and library.
@@ -131,7 +131,7 @@ impl Bench<'_> {
         })
     }
 
-    /// Loads the RDB in a second redis-server and compares the digests.
+    /// Loads the RDB in a second server and compares the digests.
     fn verify(&self, snapshot: Snapshot) -> Result<Verified> {
         let Snapshot {
             mode,
@@ -141,9 +141,9 @@ impl Bench<'_> {
             session,
         } = snapshot;
         let label = format!("{}, verification", mode.name());
-        say(format!("{label}: loading the RDB in a second redis-server"));
+        say(format!("{label}: loading the RDB in a second server"));
         let name = file.replace(".rdb", "");
-        let mut second = Server::start(self.redis, self.dir, &name, &file, None)?;
+        let mut second = Server::start(self.binary, self.dir, &name, &file, None)?;
         second.wait_loaded(&label)?;
         fs::remove_file(self.dir.join(&file))?;
         let mut client = second.client()?;

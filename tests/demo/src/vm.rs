@@ -3,10 +3,10 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use signal_hook::consts::SIGINT;
 
 use crate::guest;
@@ -18,6 +18,9 @@ pub struct Options {
     /// The repository
     #[arg(long, value_name = "DIR")]
     pub root: PathBuf,
+    /// Kernel series to boot
+    #[arg(long, value_name = "SERIES", default_value = "6.1")]
+    pub kernel: String,
     /// Options of `guest`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     pub guest: Vec<String>,
@@ -27,9 +30,12 @@ pub struct Options {
 /// scripts/vm if the VM or its kernel failed.
 ///
 /// # Errors
-/// scripts/vm cannot be run, or the result not be written.
+/// The kernel's guest root lacks the server, scripts/vm cannot be run, or the
+/// result not be written.
 pub fn run(options: &Options, guest: &guest::Options) -> Result<ExitCode> {
+    check_server(&guest_root(options)?, &options.kernel, guest.binary())?;
     let mut vm = Command::new(options.root.join("scripts/vm"));
+    vm.arg(format!("--kernel={}", options.kernel));
     let gib = guest.size().div_ceil(1 << 30);
     vm.arg(format!("--memory={}G", memory_gib(gib)));
     // Emulation on a busy machine needs some ten minutes for the first GiB.
@@ -55,6 +61,37 @@ pub fn run(options: &Options, guest: &guest::Options) -> Result<ExitCode> {
     // None: killed by a signal.
     let code = status.code().unwrap_or(130);
     Ok(ExitCode::from(u8::try_from(code)?))
+}
+
+/// The directory that the guest has as its root.
+fn guest_root(options: &Options) -> Result<PathBuf> {
+    let script = options.root.join("scripts/root");
+    let output = Command::new(&script)
+        .arg(&options.kernel)
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("running {}", script.display()))?;
+    ensure!(
+        output.status.success(),
+        "there is no guest root for kernel {}",
+        options.kernel
+    );
+    Ok(String::from_utf8(output.stdout)?.trim().into())
+}
+
+/// Before a boot for nothing.
+fn check_server(guest_root: &Path, kernel: &str, binary: &Path) -> Result<()> {
+    // A binary of the user's own may be anywhere that the guest sees.
+    let Some(name) = binary.strip_prefix("/usr/bin").ok() else {
+        return Ok(());
+    };
+    ensure!(
+        guest_root.join("usr/bin").join(name).exists(),
+        "the Debian of kernel {kernel} has no {}: Redis comes with every kernel, Valkey with 6.12 \
+         and 7.2",
+        name.display()
+    );
+    Ok(())
 }
 
 /// What the check in `guest` asks for, and the system.
@@ -98,5 +135,23 @@ impl Drop for Out {
     fn drop(&mut self) {
         // At worst a stale file below target/.
         let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_that_the_kernels_debian_lacks_is_refused() {
+        let root = std::env::temp_dir().join(format!("asyncfork-demo-{}", std::process::id()));
+        fs::create_dir_all(root.join("usr/bin")).unwrap();
+        fs::write(root.join("usr/bin/redis-server"), "").unwrap();
+        let check = |binary| check_server(&root, "6.1", Path::new(binary));
+        assert!(check("/usr/bin/redis-server").is_ok());
+        assert!(check("target/my-server").is_ok());
+        let error = check("/usr/bin/valkey-server").unwrap_err().to_string();
+        assert!(error.contains("6.1 has no valkey-server"), "{error}");
+        fs::remove_dir_all(&root).unwrap();
     }
 }
