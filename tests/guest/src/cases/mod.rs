@@ -25,6 +25,7 @@ mod partial;
 mod protect;
 mod refork;
 mod remap;
+mod selftest;
 mod swap;
 mod torture;
 mod tracing;
@@ -71,6 +72,7 @@ pub const TESTS: &[&[Test]] = &[
     tracing::TESTS,
     freeze::TESTS,
     library::TESTS,
+    selftest::TESTS,
     torture::TESTS,
     loading::TESTS,
 ];
