@@ -59,6 +59,9 @@ const COMPLAINTS: &[&str] = &[
     "pagealloc: memory corruption",
     "pagealloc: single bit error",
     "ftrace bug",
+    // Indirect calls that IBT or FineIBT caught.
+    "Missing ENDBR",
+    "CFI failure at",
 ];
 
 /// Words that make a complaint only together, in this order.
@@ -273,6 +276,7 @@ mod tests {
     fn every_kind_of_complaint_is_found() {
         for line in [
             "WARNING: CPU: 1 PID: 412 at mm/memory.c:1293 copy_page_range+0x12/0x30",
+            "WARNING: mm/memory.c:1293 at copy_page_range+0x12/0x30, CPU#1: redis-server/412",
             "WARNING: possible circular locking dependency detected",
             "WARNING: suspicious RCU usage",
             "WARNING: inconsistent lock state",
@@ -290,6 +294,8 @@ mod tests {
             "mm/pgtable-generic.c:50: bad pmd ffff8881(000000007a5f8065)",
             "kernel BUG at mm/rmap.c:1234!",
             "Oops: 0002 [#1] PREEMPT SMP NOPTI",
+            "Oops: invalid opcode: 0000 [#1] SMP NOPTI",
+            "traps: Missing ENDBR: unmap_page_range+0x0/0x10",
             "general protection fault, probably for non-canonical address 0xdead000000000122: 0000 [#1]",
             "INFO: task redis-server:312 blocked for more than 120 seconds.",
             "rcu: INFO: rcu_preempt self-detected stall on CPU",

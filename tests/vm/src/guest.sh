@@ -12,6 +12,8 @@ for dir; do
 	mkdir -p "$dir" && mount --bind "${run%/*}/share$n" "$dir" || exit
 	n=$((n + 1))
 done
+# There is no udev to do it.
+if [ -e "$run/disk" ]; then modprobe virtio_blk; fi
 
 if grep -qw la57 /proc/cpuinfo; then echo on; else echo off; fi >"$run/la57"
 : >"$run/started"

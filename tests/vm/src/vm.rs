@@ -46,13 +46,6 @@ const SILENCE: Duration = Duration::from_secs(60);
 const KEEP_RUNS: usize = 20;
 const KEEP_AGE: Duration = Duration::from_secs(4 * 3600);
 
-/// Not loaded at boot: what no test uses and emulation is slow to probe or to
-/// self-test. They take longer than all the rest of the boot.
-const BLACKLIST: &str = "modprobe.blacklist=\
-    ahci,ccp,evdev,i2c_i801,i6300esb,iTCO_wdt,kvm_amd,kvm_intel,lpc_ich,pcspkr,psmouse,\
-    acpi_cpufreq,powernow_k8,\
-    aesni_intel,crc32_pclmul,crct10dif_pclmul,ghash_clmulni_intel,sha1_ssse3,sha256_ssse3,sha512_ssse3";
-
 /// Where the guest finds the directories that it may write to, before its
 /// script puts them where they belong.
 const GUEST_MOUNTS: &str = "/run/asyncfork";
@@ -511,7 +504,6 @@ fn kernel_words(accel: Accel) -> Vec<String> {
         // report. A warning may not: the other tests still give their verdicts.
         "oops=panic",
         "panic=-1",
-        BLACKLIST,
     ];
     if accel == Accel::Tcg {
         // A host that is busy elsewhere stops the guest for seconds: no lockup.
