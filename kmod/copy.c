@@ -46,7 +46,7 @@ static DECLARE_WAIT_QUEUE_HEAD(idle_wait);
 
 #define MAX_IDLE	4
 
-/* For page_try_dup_anon_rmap(): an mm that never had a page pinned. */
+/* For af_dup_anon_rmap(): an mm that never had a page pinned. */
 static struct mm_struct unpinned_mm;
 static struct vm_area_struct unpinned_vma = { .vm_mm = &unpinned_mm };
 
@@ -74,7 +74,7 @@ unsigned int af_copy_plain(struct mm_struct *child, pmd_t saved,
 		pte = READ_ONCE(src[i]);
 		if (pte_none(pte))
 			continue;
-		if (!pte_present(pte) || pte_devmap(pte))
+		if (!pte_present(pte) || af_pte_devmap(pte))
 			break;
 		if (pte_special(pte)) {
 			if (!is_zero_pfn(pte_pfn(pte)))
@@ -146,7 +146,7 @@ static int tree_init(struct tree *t)
 	t->mm.pgd = t->pgd;
 	atomic_set(&t->mm.mm_users, 1);
 	atomic_set(&t->mm.mm_count, 1);
-	mmap_init_lock(&t->mm);
+	af_mmap_init_lock(&t->mm);
 	spin_lock_init(&t->mm.page_table_lock);
 	seqcount_init(&t->mm.write_protect_seq);
 	INIT_LIST_HEAD(&t->mm.mmlist);
@@ -243,7 +243,7 @@ static void part_init(struct vm_area_struct *vma, const struct af_range *r,
 	vma->vm_start = start;
 	vma->vm_end = end;
 	vma->vm_page_prot = r->prot;
-	vma->vm_flags = flags;
+	af_vm_flags_init(vma, flags);
 	/* A partial chunk may start below the VMA. */
 	vma->vm_pgoff = r->pgoff + (start >> PAGE_SHIFT) -
 			(r->vm_start >> PAGE_SHIFT);
@@ -288,6 +288,7 @@ int af_copy_odd(struct af_session *s, const struct af_range *r,
 
 	tree_set(&t->src, addr, pmd_val(saved));
 	tree_set(&t->dst, addr, pmd_val(af_table_entry(table)));
+	af_mm_id_copy(&t->dst.mm, child);
 	part_init(&src, r, &t->src.mm, r->src_flags, start, end);
 	part_init(&dst, r, &t->dst.mm, r->dst_flags, start, end);
 

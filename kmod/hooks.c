@@ -118,14 +118,54 @@ void af_hook_exit_mmap(struct mm_struct *mm)
 	af_hook_leave();
 }
 
+/* The mm may be a child whose fork fails: some kernels clean up there. */
+void af_hook_unmap(struct mm_struct *mm, unsigned long start,
+		   unsigned long end)
+{
+	struct af_session *s;
+
+	af_hook_enter();
+	s = af_session_find(mm, AF_CHILD, true);
+	if (s) {
+		if (!test_bit(AF_CLOSED, &s->flags))
+			af_session_abort(s);
+		af_session_put(s);
+	}
+	af_sync_range(mm, start, end, ASYNCFORK_HOOK_UNMAP);
+	af_hook_leave();
+}
+
+void af_hook_zap(struct vm_area_struct *vma, unsigned long addr,
+		 unsigned long size)
+{
+	unsigned int noreclaim = 0;
+
+	/*
+	 * A file's truncation holds i_mmap_rwsem, which reclaim takes. Such a
+	 * VMA is never parked, but a partial chunk may reach into it.
+	 */
+	if (!vma_is_anonymous(vma))
+		noreclaim = memalloc_noreclaim_save();
+	af_hook_sync(vma->vm_mm, addr, addr + size, ASYNCFORK_HOOK_ZAP);
+	if (!vma_is_anonymous(vma))
+		memalloc_noreclaim_restore(noreclaim);
+}
+
+/* The target as well: a partial chunk may reach into it. */
+void af_hook_move(struct mm_struct *mm, unsigned long old, unsigned long new,
+		  unsigned long len)
+{
+	af_hook_sync(mm, old, old + len, ASYNCFORK_HOOK_MREMAP);
+	af_hook_sync(mm, new, new + len, ASYNCFORK_HOOK_MREMAP);
+}
+
 /* Reclaim's walks (MGLRU aging) may skip parked chunks and must not allocate. */
 static bool walk_is_reclaim(void)
 {
 	return current->flags & PF_MEMALLOC;
 }
 
-void af_hook_walk_page_range(struct mm_struct *mm, unsigned long start,
-			     unsigned long end)
+void af_hook_walk(struct mm_struct *mm, unsigned long start, unsigned long end)
 {
 	if (!walk_is_reclaim())
 		af_hook_sync(mm, start, end, ASYNCFORK_HOOK_WALK);
@@ -133,9 +173,7 @@ void af_hook_walk_page_range(struct mm_struct *mm, unsigned long start,
 
 void af_hook_walk_page_vma(struct vm_area_struct *vma)
 {
-	if (!walk_is_reclaim())
-		af_hook_sync(vma->vm_mm, vma->vm_start, vma->vm_end,
-			     ASYNCFORK_HOOK_WALK);
+	af_hook_walk(vma->vm_mm, vma->vm_start, vma->vm_end);
 }
 
 /*
@@ -170,23 +208,12 @@ struct hook {
 	unsigned long ip;
 };
 
-#define HOOK(fn)	{ .name = #fn, .tramp = af_tramp_##fn }
+#define AF_HOOK(fn)		{ .name = #fn, .tramp = af_tramp_##fn },
+#define AF_HOOK_VERDICT(fn)	AF_HOOK(fn)
+#define AF_HOOK_ALWAYS(fn)	AF_HOOK(fn)
 
-/* copy_page_range is last to come and first to go: it lets chunks be parked. */
 static struct hook hooks[] = {
-	HOOK(uprobe_dup_mmap),
-	HOOK(handle_mm_fault),
-	HOOK(exit_mmap),
-	HOOK(unmap_vmas),
-	HOOK(zap_page_range_single),
-	HOOK(change_protection),
-	HOOK(move_page_tables),
-	HOOK(walk_page_range),
-	HOOK(walk_page_vma),
-	HOOK(remove_migration_pte),
-	HOOK(userfaultfd_ioctl),
-	HOOK(get_dump_page),
-	HOOK(copy_page_range),
+#include "compat/hook_list.h"
 };
 
 /* Is the ftrace site of the function patched to a call? */
@@ -211,15 +238,23 @@ static int hook_attach(struct hook *h)
 		       h->name);
 	else if (ret)
 		pr_err("cannot hook %s: error %d\n", h->name, ret);
-	if (ret)
-		return ret;
+	return ret;
+}
 
-	if (!hook_is_live(h)) {
-		pr_err("the hook of %s has no effect: is kernel.ftrace_enabled 0?\n",
-		       h->name);
-		af_ftrace_detach(&h->ops, h->ip, (unsigned long)h->tramp);
-		return -ENODEV;
-	}
+/*
+ * After all are attached: on some kernels a hook can be lost between its
+ * registration and the next one's. A lost copy_page_range() parks nothing.
+ */
+static int hooks_check(void)
+{
+	struct hook *h;
+
+	for (h = hooks; h < hooks + ARRAY_SIZE(hooks); h++)
+		if (!hook_is_live(h)) {
+			pr_err("the hook of %s has no effect: is kernel.ftrace_enabled 0?\n",
+			       h->name);
+			return -ENODEV;
+		}
 	return 0;
 }
 
@@ -298,7 +333,9 @@ int af_hooks_init(void)
 		if (ret)
 			goto detach;
 	}
-	return 0;
+	ret = hooks_check();
+	if (!ret)
+		return 0;
 
 detach:
 	hooks_detach(n);

@@ -6,6 +6,7 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/glob.h>
 #include <linux/init.h>
 #include <linux/module.h>
 #include <linux/utsname.h>
@@ -61,7 +62,7 @@ static bool kernel_tested(void)
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(releases); i++)
-		if (str_has_prefix(init_utsname()->release, releases[i]))
+		if (glob_match(releases[i], init_utsname()->release))
 			return true;
 	return false;
 }

@@ -238,7 +238,7 @@ static enum asyncfork_reason park_range(struct af_session *s,
 	unsigned long n;
 
 	raw_write_seqcount_begin(&mm->write_protect_seq);
-	anon_vma_lock_write(src->anon_vma);
+	af_anon_vma_lock_write(src->anon_vma);
 	/* The begin is a write barrier only; pairs with GUP-fast's mb. */
 	smp_mb();
 	if (af_mm_pinned(mm)) {
@@ -251,7 +251,7 @@ static enum asyncfork_reason park_range(struct af_session *s,
 		atomic_long_add(n, &s->parked);
 		af_count_add(s, AF_N_PARKED, n);
 	}
-	anon_vma_unlock_write(src->anon_vma);
+	af_anon_vma_unlock_write(src->anon_vma);
 	raw_write_seqcount_end(&mm->write_protect_seq);
 	return reason;
 }

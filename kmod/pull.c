@@ -80,6 +80,12 @@ static bool current_is(const struct af_session *s, enum af_role role)
 	return current->mm == af_mm(s, role);
 }
 
+/* Not inlined: the one function that calls through a pointer, percpu_ref's. */
+static noinline void memcg_put(struct mem_cgroup *memcg)
+{
+	mem_cgroup_put(memcg);
+}
+
 /*
  * A PTE table for the child, charged to its memcg if an outsider pulls. May
  * sleep, and reclaim if the caller may.
@@ -97,7 +103,7 @@ static pgtable_t table_get(struct af_session *s)
 		table = af_pte_alloc(af_mm(s, AF_CHILD));
 	if (memcg) {
 		set_active_memcg(old);
-		mem_cgroup_put(memcg);
+		memcg_put(memcg);
 	}
 	return table ?: reserve_take(s);
 }

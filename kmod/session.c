@@ -371,8 +371,8 @@ unsigned int af_session_running(void)
 	return READ_ONCE(running);
 }
 
-/* Calls @fn for every running session; @fn must not sleep. */
-void af_session_each(void (*fn)(struct af_session *s, void *arg), void *arg)
+/* Adds every running session to @st. */
+void af_session_sum(struct asyncfork_stats *st)
 {
 	struct af_link *l;
 	unsigned int i;
@@ -381,8 +381,8 @@ void af_session_each(void (*fn)(struct af_session *s, void *arg), void *arg)
 	for (i = 0; i < ARRAY_SIZE(hash); i++)
 		hlist_for_each_entry(l, &hash[i], node)
 			if (l->role == AF_PARENT)
-				fn(container_of(l, struct af_session,
-						link[AF_PARENT]), arg);
+				af_stats_add(st, container_of(l, struct af_session,
+							      link[AF_PARENT]));
 	spin_unlock(&hash_lock);
 }
 

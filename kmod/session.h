@@ -181,11 +181,10 @@ static inline unsigned long *af_range_word(const struct af_range *r,
 	return block ? &block[(addr - base) >> PMD_SHIFT] : NULL;
 }
 
-/* A PMD entry that points to a PTE table. */
+/* A PMD entry that points to a PTE table; one that maps a page is bad. */
 static inline bool af_pmd_is_table(pmd_t pmd)
 {
-	return pmd_present(pmd) && !pmd_trans_huge(pmd) && !pmd_devmap(pmd) &&
-	       !pmd_bad(pmd);
+	return pmd_present(pmd) && !pmd_bad(pmd);
 }
 
 /* The entry that pmd_populate() would make. */
@@ -211,7 +210,7 @@ void af_session_put(struct af_session *s);
 void af_session_pin(struct af_session *s);
 void af_session_unpin(struct af_session *s);
 unsigned int af_session_running(void);
-void af_session_each(void (*fn)(struct af_session *s, void *arg), void *arg);
+void af_session_sum(struct asyncfork_stats *st);
 void af_active_inc(void);
 void af_active_dec(void);
 int af_session_init(void);
@@ -266,6 +265,7 @@ void af_stats_begin(struct af_session *s);
 void af_stats_end(struct af_session *s);
 void af_stats_parent_pull(struct af_session *s, unsigned long addr,
 			  enum asyncfork_hook hook, u64 ns);
+void af_stats_add(struct asyncfork_stats *st, struct af_session *s);
 void af_stats_fill(struct asyncfork_stats *st);
 void af_stats_recent(struct asyncfork_recent *recent);
 void af_session_report(struct af_session *s, struct asyncfork_report *rep);

@@ -163,9 +163,8 @@ void af_session_report(struct af_session *s, struct asyncfork_report *rep)
 		rep->pulls[i] = count(s, AF_N_PULLS + i);
 }
 
-static void session_add(struct af_session *s, void *arg)
+void af_stats_add(struct asyncfork_stats *st, struct af_session *s)
 {
-	struct asyncfork_stats *st = arg;
 	unsigned int i;
 
 	st->parked += count(s, AF_N_PARKED);
@@ -188,7 +187,7 @@ static void session_add(struct af_session *s, void *arg)
 void af_stats_end(struct af_session *s)
 {
 	spin_lock(&stats_lock);
-	session_add(s, &total);
+	af_stats_add(&total, s);
 	s->summed = true;
 	outcome_add(session_outcome(s), session_reason(s));
 	if (count(s, AF_N_PARKED)) {
@@ -209,7 +208,7 @@ void af_stats_fill(struct asyncfork_stats *st)
 	*st = total;
 	spin_unlock(&stats_lock);
 	/* A session that ends right here is missing once, never twice. */
-	af_session_each(session_add, st);
+	af_session_sum(st);
 	st->running = af_session_running();
 	st->switched_off = READ_ONCE(af_off);
 	st->enabled = READ_ONCE(af_enabled);

@@ -10,7 +10,6 @@
 #include <linux/kallsyms.h>
 #include <linux/kprobes.h>
 #include <linux/sizes.h>
-#include <asm/unaligned.h>
 
 #include "compat/compat.h"
 #include "symbols.h"
@@ -103,6 +102,7 @@ int af_symbols_init(void)
 static bool calls(unsigned long caller, unsigned long callee)
 {
 	unsigned long size, offset, ip, target;
+	s32 offset32;
 
 	if (!static_call(lookup_size)(caller, &size, &offset) ||
 	    offset || size > SZ_64K)
@@ -113,7 +113,8 @@ static bool calls(unsigned long caller, unsigned long callee)
 
 		if (op != 0xe8 && op != 0xe9)
 			continue;
-		target = ip + 5 + get_unaligned((s32 *)(ip + 1));
+		memcpy(&offset32, (void *)(ip + 1), sizeof(offset32));
+		target = ip + 5 + offset32;
 		/* A direct call may be linked to behind the ENDBR. */
 		if (target == callee || target == callee + 4)
 			return true;

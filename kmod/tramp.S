@@ -8,6 +8,7 @@
  */
 #include <linux/linkage.h>
 #include <asm/asm-offsets.h>
+#include <asm/ibt.h>
 #include <asm/nospec-branch.h>
 #include <asm/unwind_hints.h>
 
@@ -39,6 +40,7 @@
 /* Pre-work, then the hooked function runs. */
 .macro HOOK name
 SYM_FUNC_START(af_tramp_\name)
+	ENDBR
 	RETURN_IF_IDLE
 	PUSH_ARGS
 	call	af_hook_\name
@@ -53,6 +55,7 @@ SYM_FUNC_END(af_tramp_\name)
  */
 .macro HOOK_VERDICT name idle=1
 SYM_FUNC_START(af_tramp_\name)
+	ENDBR
 	.if \idle
 	RETURN_IF_IDLE
 	.endif
@@ -72,17 +75,7 @@ SYM_FUNC_END(af_tramp_\name)
 
 	.text
 
-HOOK_VERDICT	copy_page_range
-HOOK_VERDICT	userfaultfd_ioctl idle=0
-
-HOOK	uprobe_dup_mmap
-HOOK	handle_mm_fault
-HOOK	exit_mmap
-HOOK	unmap_vmas
-HOOK	zap_page_range_single
-HOOK	change_protection
-HOOK	move_page_tables
-HOOK	walk_page_range
-HOOK	walk_page_vma
-HOOK	remove_migration_pte
-HOOK	get_dump_page
+#define AF_HOOK(fn)		HOOK fn
+#define AF_HOOK_VERDICT(fn)	HOOK_VERDICT fn
+#define AF_HOOK_ALWAYS(fn)	HOOK_VERDICT fn idle=0
+#include "compat/hook_list.h"

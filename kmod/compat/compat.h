@@ -10,9 +10,11 @@
 #include <linux/ftrace.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
+#include <linux/percpu_counter.h>
 #include <linux/rmap.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/version.h>
 #include <linux/wait.h>
 #include <asm/pgalloc.h>
@@ -24,9 +26,13 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start,
 			bool freed_tables);
 #include <asm/tlb.h>
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 1, 0) || \
-	LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
-#error "asyncfork: page table code was audited for Linux 6.1 only"
+/* A stable series, whatever its point release. */
+#define AF_SERIES(major, minor)	((major) << 8 | (minor))
+#define AF_THIS_SERIES		(LINUX_VERSION_CODE >> 8)
+
+#if AF_THIS_SERIES != AF_SERIES(6, 1) && AF_THIS_SERIES != AF_SERIES(6, 12) && \
+	AF_THIS_SERIES != AF_SERIES(7, 2) && !defined(AF_ALLOW_UNTESTED)
+#error "asyncfork: not audited for this kernel version, see AF_ALLOW_UNTESTED in Kbuild"
 #endif
 
 #if !defined(CONFIG_X86_64) || !defined(CONFIG_MMU)
@@ -45,26 +51,79 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start,
 #error "asyncfork: needs inline static calls"
 #endif
 
-/* uname -r of the builds that the whole test suite has passed on. */
-#define AF_TESTED_RELEASES	"6.1.0-"
+/* uname -r (a glob) of the builds that the whole test suite has passed on. */
+#if AF_THIS_SERIES == AF_SERIES(6, 1)
+#define AF_TESTED_RELEASES	"6.1.0-[0-9][0-9]-amd64"
+#elif AF_THIS_SERIES == AF_SERIES(6, 12)
+#define AF_TESTED_RELEASES	"6.12.[0-9]*+deb13-amd64", "6.12.[0-9]*+deb13.[0-9]-amd64"
+#elif AF_THIS_SERIES == AF_SERIES(7, 2)
+#define AF_TESTED_RELEASES	"7.2.[0-9]*+deb1[34]-amd64"
+#else
+#define AF_TESTED_RELEASES
+#endif
 
 /* VM flags that make a VMA ineligible, beyond those every version has. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+#define AF_VM_INELIGIBLE_COMPAT	(VM_SHADOW_STACK | VM_DROPPABLE)
+#else
 #define AF_VM_INELIGIBLE_COMPAT	0UL
+#endif
+
+static inline void af_vm_flags_init(struct vm_area_struct *vma,
+				    unsigned long flags)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+	vm_flags_init(vma, flags);
+#else
+	vma->vm_flags = flags;
+#endif
+}
 
 static inline bool af_mm_pinned(struct mm_struct *mm)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
+	return mm_flags_test(MMF_HAS_PINNED, mm);
+#else
 	return test_bit(MMF_HAS_PINNED, &mm->flags);
+#endif
 }
 
 /*
- * Not add_mm_counter(): it calls mm_trace_rss_stat(), which is not exported.
+ * RSS counters: per CPU since 6.2. Not add_mm_counter(): it calls
+ * mm_trace_rss_stat(), which is not exported. A trampoline mm is made with a
+ * chunk BUSY, hence GFP_NOWAIT: the allocator's mutex may be held in reclaim.
  */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+static inline void af_rss_add(struct mm_struct *mm, int member, long n)
+{
+	percpu_counter_add(&mm->rss_stat[member], n);
+}
+
+static inline int af_rss_init(struct mm_struct *mm)
+{
+	return percpu_counter_init_many(mm->rss_stat, 0,
+					GFP_NOWAIT | __GFP_NOWARN,
+					NR_MM_COUNTERS);
+}
+
+static inline void af_rss_destroy(struct mm_struct *mm)
+{
+	percpu_counter_destroy_many(mm->rss_stat, NR_MM_COUNTERS);
+}
+
+static inline long af_rss_take(struct mm_struct *mm, int member)
+{
+	long n = percpu_counter_sum(&mm->rss_stat[member]);
+
+	percpu_counter_sub(&mm->rss_stat[member], n);
+	return n;
+}
+#else
 static inline void af_rss_add(struct mm_struct *mm, int member, long n)
 {
 	atomic_long_add(n, &mm->rss_stat.count[member]);
 }
 
-/* Counters of a trampoline mm. */
 static inline int af_rss_init(struct mm_struct *mm)
 {
 	memset(&mm->rss_stat, 0, sizeof(mm->rss_stat));
@@ -79,43 +138,116 @@ static inline long af_rss_take(struct mm_struct *mm, int member)
 {
 	return atomic_long_xchg(&mm->rss_stat.count[member], 0);
 }
+#endif
 
-/* Duplicate the rmap of an order-0 anonymous page; nonzero: pinned. */
+static inline void af_mmap_init_lock(struct mm_struct *mm)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+	init_rwsem(&mm->mmap_lock);
+	mm_lock_seqcount_init(mm);
+#else
+	mmap_init_lock(mm);
+#endif
+}
+
+/* Since 7.x the kernel keeps its own to mm/. */
+static inline void af_anon_vma_lock_write(struct anon_vma *anon_vma)
+{
+	down_write(&anon_vma->root->rwsem);
+}
+
+static inline void af_anon_vma_unlock_write(struct anon_vma *anon_vma)
+{
+	up_write(&anon_vma->root->rwsem);
+}
+
+/*
+ * A large folio counts its mappings per mm, by mm_id: what is mapped through a
+ * trampoline must count for the mm that gets the table.
+ */
+static inline void af_mm_id_copy(struct mm_struct *to,
+				 const struct mm_struct *from)
+{
+#ifdef CONFIG_MM_ID
+	to->mm_id = from->mm_id;
+#endif
+}
+
+/* Order-0 anonymous and not KSM: all that the plain loop takes. */
+static inline bool af_page_plain(struct page *page)
+{
+	struct folio *folio = page_folio(page);
+
+	return !folio_test_large(folio) && folio_test_anon(folio) &&
+	       !folio_test_ksm(folio);
+}
+
+/* Duplicate the rmap of a plain page; nonzero: pinned. */
 static inline int af_dup_anon_rmap(struct page *page,
 				   struct vm_area_struct *src_vma)
 {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0)
+	/* The target matters for large folios only. */
+	return folio_try_dup_anon_rmap_pte(page_folio(page), page, src_vma,
+					   src_vma);
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+	return folio_try_dup_anon_rmap_pte(page_folio(page), page, src_vma);
+#else
 	return page_try_dup_anon_rmap(page, false, src_vma);
+#endif
+}
+
+static inline bool af_pte_devmap(pte_t pte)
+{
+#ifdef CONFIG_ARCH_HAS_PTE_DEVMAP
+	return pte_devmap(pte);
+#else
+	return false;
+#endif
 }
 
 /*
  * Not pte_alloc_one(): it would rather call the OOM killer than fail, and the
  * parent would be the victim. We have a reserve, and can give up.
  */
+#define AF_GFP_PTE	(GFP_PGTABLE_USER | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+/* The inline functions of the kernel need symbols that are not exported. */
 static inline pgtable_t af_pte_alloc(struct mm_struct *mm)
 {
-	struct page *page = alloc_page(GFP_PGTABLE_USER | __GFP_RETRY_MAYFAIL |
-				       __GFP_NOWARN);
+	struct page *page = alloc_page(AF_GFP_PTE | __GFP_COMP);
 
-	if (page && !pgtable_pte_page_ctor(page)) {
+	if (!page)
+		return NULL;
+	if (!ptlock_init(page_ptdesc(page))) {
 		__free_page(page);
-		page = NULL;
+		return NULL;
 	}
+	__pagetable_ctor(page_ptdesc(page));
 	return page;
+}
+
+static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
+{
+	pagetable_dtor(page_ptdesc(table));
+	__free_page(table);
+}
+#else
+static inline pgtable_t af_pte_alloc(struct mm_struct *mm)
+{
+	return __pte_alloc_one(mm, AF_GFP_PTE);
 }
 
 static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
 {
 	pte_free(mm, table);
 }
+#endif
 
-/* Order-0 anonymous and not KSM: all that the plain loop takes. */
-static inline bool af_page_plain(struct page *page)
-{
-	return !PageCompound(page) &&
-	       ((unsigned long)READ_ONCE(page->mapping) &
-		PAGE_MAPPING_FLAGS) == PAGE_MAPPING_ANON;
-}
-
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+#define af_userfaultfd_ctx	userfaultfd_ctx
+#else
 /* fs/userfaultfd.c keeps this private; we read ->mm only. */
 struct af_userfaultfd_ctx {
 	wait_queue_head_t wqh[4];
@@ -127,12 +259,39 @@ struct af_userfaultfd_ctx {
 	atomic_t mmap_changing;
 	struct mm_struct *mm;
 };
+#endif
 
 /*
- * Direct call hooks. This version's register_ftrace_direct() goes through one
- * ftrace_ops of the kernel that is FTRACE_OPS_FL_PERMANENT, so writing 0 to
- * kernel.ftrace_enabled cannot take the hooks away. @ops is for later versions.
+ * Direct call hooks. FTRACE_OPS_FL_PERMANENT keeps kernel.ftrace_enabled from
+ * taking them away. 6.1 has one ftrace_ops for all of them, which has the flag.
+ * 6.12's register_ftrace_direct() overwrites the flags, so it is set again;
+ * af_hooks_init() looks afterwards whether all hooks are still live.
  */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+static inline int af_ftrace_attach(struct ftrace_ops *ops, unsigned long ip,
+				   unsigned long tramp)
+{
+	int ret = ftrace_set_filter_ip(ops, ip, 0, 0);
+
+	if (ret)
+		return ret;
+	ops->flags |= FTRACE_OPS_FL_PERMANENT;
+	ret = register_ftrace_direct(ops, tramp);
+	if (ret)
+		ftrace_free_filter(ops);
+	else
+		ops->flags |= FTRACE_OPS_FL_PERMANENT;
+	return ret;
+}
+
+static inline void af_ftrace_detach(struct ftrace_ops *ops, unsigned long ip,
+				    unsigned long tramp)
+{
+	int ret = unregister_ftrace_direct(ops, tramp, true);
+
+	WARN_ON_ONCE(ret);
+}
+#else
 static inline int af_ftrace_attach(struct ftrace_ops *ops, unsigned long ip,
 				   unsigned long tramp)
 {
@@ -146,5 +305,6 @@ static inline void af_ftrace_detach(struct ftrace_ops *ops, unsigned long ip,
 
 	WARN_ON_ONCE(ret);
 }
+#endif
 
 #endif /* _AF_COMPAT_H */

@@ -3,9 +3,9 @@
  * The hooks of functions whose prototype differs between kernel versions:
  * they find mm and range in the arguments, the rest is the same for all.
  */
-#include <linux/sched/mm.h>
 
 #include "compat.h"
+#include "hooks.h"
 #include "../hooks.h"
 #include "../session.h"
 #include "../symbols.h"
@@ -16,56 +16,126 @@
  */
 const struct af_call af_expected_calls[] = {
 	{ "mprotect_fixup",	"change_protection" },
-	{ "move_vma",		"move_page_tables" },
 	{ "unmap_region",	"unmap_vmas" },
-	{ "dup_mmap",		"copy_page_range" },
-	{ "dup_mmap",		"uprobe_dup_mmap" },
+	{ "exit_mmap",		"unmap_vmas" },
 	{ "dump_user_range",	"get_dump_page" },
 	{ "do_user_addr_fault",	"handle_mm_fault" },
 	{ "__get_user_pages",	"handle_mm_fault" },
+#if AF_THIS_SERIES == AF_SERIES(6, 12)
+	/* dup_mmap() is inlined there. */
+	{ "copy_process",	"copy_page_range" },
+	{ "copy_process",	"uprobe_dup_mmap" },
+	{ "vms_clear_ptes",	"unmap_vmas" },
+#else
+	{ "dup_mmap",		"copy_page_range" },
+	{ "dup_mmap",		"uprobe_dup_mmap" },
+#endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+	{ "copy_vma_and_data",	"move_page_tables" },
+	{ "madvise_vma_behavior",	"zap_vma_range_batched" },
+	{ "zap_vma_range",	"zap_vma_range_batched" },
+	{ "walk_page_range",	"walk_page_range_mm_unsafe" },
+	{ "walk_page_range_vma",	"walk_page_range_vma_unsafe" },
+	{ "madvise_guard_install",	"walk_page_range_mm_unsafe" },
+	{ "madvise_guard_install",	"walk_page_range_vma_unsafe" },
+#else
+	{ "move_vma",		"move_page_tables" },
 	{ "do_madvise",		"zap_page_range_single" },
+#endif
 	{ }
 };
 
 /* The VMAs may be out of the tree already: the range only. */
-void af_hook_unmap_vmas(struct mmu_gather *tlb, struct maple_tree *mt,
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+/* mm/vma.h keeps it private. */
+struct unmap_desc {
+	struct ma_state *mas;
+	struct vm_area_struct *first;
+	unsigned long pg_start, pg_end;
+	unsigned long vma_start, vma_end;
+};
+
+void af_hook_unmap_vmas(struct mmu_gather *tlb, struct unmap_desc *unmap)
+{
+	af_hook_unmap(tlb->mm, unmap->vma_start, unmap->vma_end);
+}
+#else
+void af_hook_unmap_vmas(struct mmu_gather *tlb, void *tree,
 			struct vm_area_struct *vma, unsigned long start,
 			unsigned long end)
 {
-	af_hook_sync(tlb->mm, start, end, ASYNCFORK_HOOK_UNMAP);
+	af_hook_unmap(tlb->mm, start, end);
 }
+#endif
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+void af_hook_zap_vma_range_batched(struct mmu_gather *tlb,
+				   struct vm_area_struct *vma,
+				   unsigned long addr, unsigned long size)
+{
+	af_hook_zap(vma, addr, size);
+}
+#else
 void af_hook_zap_page_range_single(struct vm_area_struct *vma,
 				   unsigned long addr, unsigned long size)
 {
-	unsigned int noreclaim = 0;
-
-	/*
-	 * A file's truncation holds i_mmap_rwsem, which reclaim takes. Such a
-	 * VMA is never parked, but a partial chunk may reach into it.
-	 */
-	if (!vma_is_anonymous(vma))
-		noreclaim = memalloc_noreclaim_save();
-	af_hook_sync(vma->vm_mm, addr, addr + size, ASYNCFORK_HOOK_ZAP);
-	if (!vma_is_anonymous(vma))
-		memalloc_noreclaim_restore(noreclaim);
+	af_hook_zap(vma, addr, size);
 }
+#endif
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+void af_hook_change_protection(struct mmu_gather *tlb,
+			       struct vm_area_struct *vma, unsigned long start,
+			       unsigned long end, unsigned long cp_flags)
+#else
 void af_hook_change_protection(struct mmu_gather *tlb,
 			       struct vm_area_struct *vma, unsigned long start,
 			       unsigned long end, pgprot_t newprot,
 			       unsigned long cp_flags)
+#endif
 {
 	/* A missed NUMA hint costs nothing; a pull under its scan would. */
 	if (!(cp_flags & MM_CP_PROT_NUMA))
 		af_hook_sync(vma->vm_mm, start, end, ASYNCFORK_HOOK_PROTECT);
 }
 
-/* The target as well: a partial chunk may reach into it. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+/* mm/internal.h keeps it private. */
+struct pagetable_move_control {
+	struct vm_area_struct *old, *new;
+	unsigned long old_addr, old_end, new_addr;
+};
+
+void af_hook_move_page_tables(struct pagetable_move_control *pmc)
+{
+	af_hook_move(pmc->old->vm_mm, pmc->old_addr, pmc->new_addr,
+		     pmc->old_end - pmc->old_addr);
+}
+#else
 void af_hook_move_page_tables(struct vm_area_struct *vma, unsigned long old,
 			      struct vm_area_struct *new_vma, unsigned long new,
 			      unsigned long len)
 {
-	af_hook_sync(vma->vm_mm, old, old + len, ASYNCFORK_HOOK_MREMAP);
-	af_hook_sync(vma->vm_mm, new, new + len, ASYNCFORK_HOOK_MREMAP);
+	af_hook_move(vma->vm_mm, old, new, len);
 }
+#endif
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0)
+void af_hook_walk_page_range_mm_unsafe(struct mm_struct *mm,
+				       unsigned long start, unsigned long end)
+{
+	af_hook_walk(mm, start, end);
+}
+
+void af_hook_walk_page_range_vma_unsafe(struct vm_area_struct *vma,
+					unsigned long start, unsigned long end)
+{
+	af_hook_walk(vma->vm_mm, start, end);
+}
+#else
+void af_hook_walk_page_range(struct mm_struct *mm, unsigned long start,
+			     unsigned long end)
+{
+	af_hook_walk(mm, start, end);
+}
+#endif

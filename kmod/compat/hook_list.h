@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * The hooked functions, by their names in this kernel. Included for their
+ * trampolines, prototypes and table, with other AF_HOOK macros each time: no
+ * include guard.
+ *
+ * AF_HOOK: pre-work; AF_HOOK_VERDICT: may replace the function; AF_HOOK_ALWAYS:
+ * the same, even without sessions.
+ *
+ * copy_page_range() is last to come and first to go: it lets chunks be parked.
+ */
+#include <linux/version.h>
+
+AF_HOOK(uprobe_dup_mmap)
+AF_HOOK(handle_mm_fault)
+AF_HOOK(exit_mmap)
+AF_HOOK(unmap_vmas)
+AF_HOOK(change_protection)
+AF_HOOK(move_page_tables)
+AF_HOOK(walk_page_vma)
+AF_HOOK(remove_migration_pte)
+AF_HOOK(get_dump_page)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0)
+/* walk_page_range() and walk_page_range_vma() end in these. */
+AF_HOOK(walk_page_range_mm_unsafe)
+AF_HOOK(walk_page_range_vma_unsafe)
+#else
+AF_HOOK(walk_page_range)
+#endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+AF_HOOK(zap_vma_range_batched)
+#else
+AF_HOOK(zap_page_range_single)
+#endif
+AF_HOOK_ALWAYS(userfaultfd_ioctl)
+AF_HOOK_VERDICT(copy_page_range)
