@@ -47,13 +47,28 @@ pub fn judge(hook: Hook, evidence: &Evidence) -> Judgement {
     }) {
         return Judgement::NotExercised(why.clone());
     }
+    let none = Report::default();
+    let (before, after) = match hook {
+        // The child copies at any time, an exiting parent cannot ask.
+        Hook::Child => (&none, last),
+        Hook::Exit => (before, last),
+        _ => (before, after),
+    };
+    let pulled = after.pulls_by(hook) - before.pulls_by(hook);
     for (who, said) in said {
-        match said {
-            Said::Right => {}
-            Said::Silent => return Judgement::Wrong(format!("the {who} died")),
-            Said::Wrong(why) => return Judgement::Wrong(format!("{who}: {why}")),
+        let why = match said {
+            Said::Right => continue,
+            Said::Silent => format!("the {who} died"),
+            Said::Wrong(why) => format!("{who}: {why}"),
             Said::Lacking(_) => unreachable!("returned above"),
-        }
+        };
+        let missing = last.outcome() == Outcome::Async && pulled == 0 && rivals(after) == 0;
+        let hint = if missing {
+            "; the hook did not fire"
+        } else {
+            ""
+        };
+        return Judgement::Wrong(format!("{why}{hint}"));
     }
     match (last.outcome(), last.reason()) {
         (Outcome::Async, _) => {}
@@ -77,14 +92,6 @@ pub fn judge(hook: Hook, evidence: &Evidence) -> Judgement {
         return Judgement::Wrong("the session was aborted; see the kernel log".into());
     }
 
-    let none = Report::default();
-    let (before, after) = match hook {
-        // The child copies at any time, an exiting parent cannot ask.
-        Hook::Child => (&none, last),
-        Hook::Exit => (before, last),
-        _ => (before, after),
-    };
-    let pulled = after.pulls_by(hook) - before.pulls_by(hook);
     if pulled > 0 {
         return Judgement::Fired(pulled);
     }
@@ -190,6 +197,18 @@ mod tests {
             let mut e = evidence(&[(Hook::Zap, 1)], 0);
             e.said[1].1 = said;
             assert!(matches!(judge(Hook::Zap, &e), Judgement::Wrong(_)));
+        }
+    }
+
+    #[test]
+    fn wrong_bytes_come_with_the_missing_hook() {
+        for (pulls, hint) in [(&[][..], true), (&[(Hook::Zap, 1)][..], false)] {
+            let mut e = evidence(pulls, 0);
+            e.said[0].1 = Said::Wrong("byte 0".into());
+            let Judgement::Wrong(why) = judge(Hook::Zap, &e) else {
+                panic!("not found wrong");
+            };
+            assert_eq!(why.ends_with("the hook did not fire"), hint, "{why}");
         }
     }
 

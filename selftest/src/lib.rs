@@ -101,7 +101,7 @@ pub fn run(path: &CStr) -> Result<Report, Error> {
             Ok(_) if stuck => Finding::Inconclusive("not tried: an earlier probe is stuck".into()),
             Ok(op) => match exercise(path, hook, op, &mut stuck) {
                 // A module that has switched itself off meanwhile must not hide why.
-                Err(e) if begun => Finding::Inconclusive(e.to_string()),
+                Err(e) if begun => Finding::Inconclusive(format!("not tried: {e}")),
                 result => result?,
             },
         };
@@ -165,7 +165,7 @@ fn exercise(path: &CStr, hook: Hook, op: probe::Op, stuck: &mut bool) -> Result<
         ))
     } else {
         Finding::Inconclusive(format!(
-            "in {ATTEMPTS} attempts others pulled the chunk first; try again on a quieter machine"
+            "in {ATTEMPTS} attempts others pulled first: the machine is very busy, or there is no hook"
         ))
     })
 }
