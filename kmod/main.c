@@ -6,7 +6,6 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/glob.h>
 #include <linux/init.h>
 #include <linux/module.h>
 #include <linux/utsname.h>
@@ -56,17 +55,6 @@ void af_switch_off(const char *why, unsigned long addr)
 	WARN_ONCE(1, "asyncfork: %s (at %lx); switched off\n", why, addr);
 }
 
-static bool kernel_tested(void)
-{
-	static const char * const releases[] = { AF_TESTED_RELEASES };
-	unsigned int i;
-
-	for (i = 0; i < ARRAY_SIZE(releases); i++)
-		if (glob_match(releases[i], init_utsname()->release))
-			return true;
-	return false;
-}
-
 static int __init af_init(void)
 {
 	int ret;
@@ -75,8 +63,8 @@ static int __init af_init(void)
 		pr_err("Xen PV guests pin page tables: not supported\n");
 		return -EOPNOTSUPP;
 	}
-	if (!kernel_tested() && !allow_untested) {
-		pr_err("kernel %s is not tested (allow_untested=1 loads anyway)\n",
+	if (!af_release_tested(init_utsname()->release) && !allow_untested) {
+		pr_err("not tested on kernel %s (allow_untested=1 loads anyway, if the self-check passes)\n",
 		       init_utsname()->release);
 		return -EOPNOTSUPP;
 	}

@@ -26,6 +26,21 @@ impl Module {
 
     /// Loads the module; `params` as on insmod's command line.
     pub fn load(&self, params: &str) -> io::Result<()> {
+        if self.injects_faults()? {
+            // It counts as untested on every kernel.
+            return self.load_as_it_is(&format!("allow_untested=1 {params}"));
+        }
+        self.load_as_it_is(params)
+    }
+
+    /// Whether it was built with fault injection.
+    pub fn injects_faults(&self) -> io::Result<bool> {
+        const PARM: &[u8] = b"parm=fault_skip:";
+        Ok(fs::read(&self.ko)?.windows(PARM.len()).any(|w| w == PARM))
+    }
+
+    /// Loads the module with these parameters and no others.
+    pub fn load_as_it_is(&self, params: &str) -> io::Result<()> {
         let file = fs::File::open(&self.ko)?;
         let params = CString::new(params)?;
         // SAFETY: descriptor and string live across the call.

@@ -5,14 +5,16 @@ use super::common::Gate;
 use super::unmap::some_range;
 use super::Test;
 use crate::board::Board;
-use crate::claim;
 use crate::ctx::Ctx;
-use crate::hold::Plug;
+use crate::hold::{Hold, Plug};
 use crate::mem::{Arena, Want, CHUNK_PAGES};
+use crate::procfs;
 use crate::rng::Rng;
 use crate::sys;
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, Outcome, Verdict};
+use crate::{claim, skip_unless};
 use asyncfork_uapi::Hook;
+use std::ops::Range;
 
 pub const TESTS: &[Test] = &[
     Test::held(
@@ -81,7 +83,28 @@ pub const TESTS: &[Test] = &[
         "process_madvise_from_outside_on_parked_memory_loses_nothing",
         process_madvise,
     ),
+    Test::held_some(
+        "guard_pages_on_parked_memory_fault_and_leave_the_child_its_image",
+        Hook::Walk,
+        guard,
+    )
+    .quick(),
+    Test::racing(
+        "guard_pages_beside_a_copying_child_disturb_nobody",
+        guard_and_back,
+    ),
+    Test::new(
+        "guard_pages_removed_from_parked_memory_are_zero_and_stay_in_the_child",
+        guard_removed,
+    ),
+    Test::new(
+        "page_tables_emptied_by_madv_dontneed_while_parked_are_freed",
+        tables_freed,
+    ),
 ];
+
+const MADV_GUARD_INSTALL: i32 = 102;
+const MADV_GUARD_REMOVE: i32 = 103;
 
 fn dontneed(arena: &mut Arena, _: &mut Rng) -> Outcome {
     for piece in arena.pieces() {
@@ -156,6 +179,115 @@ fn populate_write(arena: &mut Arena, _: &mut Rng) -> Outcome {
 
 fn populate_read(arena: &mut Arena, _: &mut Rng) -> Outcome {
     advise_all(arena, libc::MADV_POPULATE_READ)
+}
+
+fn install_guard(arena: &mut Arena, range: Range<usize>) -> Outcome {
+    match arena.part(range.clone()).advise(MADV_GUARD_INSTALL) {
+        Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Err(Verdict::Skip(
+            "no guard pages in this kernel (Linux 6.13)".into(),
+        )),
+        result => result.at("MADV_GUARD_INSTALL"),
+    }?;
+    arena.expect(range, Want::Fault);
+    Ok(())
+}
+
+fn remove_guard(arena: &mut Arena, range: Range<usize>) -> Outcome {
+    arena
+        .part(range.clone())
+        .advise(MADV_GUARD_REMOVE)
+        .at("MADV_GUARD_REMOVE")?;
+    arena.expect(range, Want::Zero);
+    Ok(())
+}
+
+/// A whole chunk, a few pages, and a range across chunks.
+fn guard(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    install_guard(arena, arena.chunk(1))?;
+    for len in [3, 40, CHUNK_PAGES] {
+        let range = some_range(arena, rng, len);
+        install_guard(arena, range)?;
+    }
+    arena.verify()
+}
+
+fn guard_and_back(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+    for _ in 0..8 {
+        let range = some_range(arena, rng, CHUNK_PAGES);
+        install_guard(arena, range.clone())?;
+        remove_guard(arena, range)?;
+    }
+    Ok(())
+}
+
+/// The guards are older than the fork: the child has them, too, and keeps them.
+fn guard_removed(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let ranges = [
+        10..20,
+        CHUNK_PAGES..2 * CHUNK_PAGES,
+        3 * CHUNK_PAGES - 5..3 * CHUNK_PAGES + 5,
+    ];
+    for range in ranges.clone() {
+        install_guard(&mut arena, range)?;
+    }
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    for range in ranges {
+        remove_guard(&mut arena, range)?;
+    }
+    arena.verify()?;
+    arena.write_range(5..30, 1);
+    session.expect_child_held()?;
+    drop(hold);
+
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Walk, 4)?
+        .holds("chunks with guards were copied as odd ones", |r| r.odd >= 4)?;
+    Ok(ended.detail())
+}
+
+/// KiB of page tables that emptying the arena frees.
+fn dontneed_frees(arena: &mut Arena, rng: &mut Rng) -> Outcome<usize> {
+    let before = procfs::status(0, "VmPTE")?;
+    dontneed(arena, rng)?;
+    // verify() has read every page: the tables it made are not new ones if the old ones stayed.
+    arena.part(0..arena.pages()).advise(libc::MADV_DONTNEED)?;
+    Ok(before.saturating_sub(procfs::status(0, "VmPTE")?))
+}
+
+fn tables_freed(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut other = Arena::new(&mut rng, 16)?;
+    let want = dontneed_frees(&mut other, &mut rng)?;
+    skip_unless!(
+        want > 0,
+        "this kernel keeps empty page tables (Linux 6.14 frees them)"
+    );
+
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    let got = dontneed_frees(&mut arena, &mut rng)?;
+    claim!(
+        got >= want,
+        "{got} KiB of page tables freed, {want} KiB of memory never parked"
+    );
+    arena.fill(1);
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Zap, arena.chunks())?;
+    Ok(format!("{got} KiB freed; {}", ended.detail()))
 }
 
 fn process_madvise(ctx: &Ctx) -> Outcome<String> {

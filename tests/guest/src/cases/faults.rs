@@ -6,7 +6,8 @@ use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::Arena;
-use crate::verdict::{Outcome, Verdict};
+use crate::sys::is_errno;
+use crate::verdict::{Context, Outcome, Verdict};
 use crate::{claim, skip_unless};
 use asyncfork_uapi::{Outcome as Fate, Reason, State};
 use std::path::Path;
@@ -17,6 +18,11 @@ pub const TESTS: &[Test] = &[
     Test::new("failed_allocations_while_parking_lose_nothing", parking).module(),
     Test::new("failed_allocations_while_pulling_lose_nothing", pulling).module(),
     Test::new("failed_allocations_in_odd_chunks_lose_nothing", odd).module(),
+    Test::new(
+        "untested_module_is_refused_unless_allowed_failed_allocations",
+        untested,
+    )
+    .module(),
 ];
 
 fn expect_injection() -> Outcome {
@@ -25,6 +31,25 @@ fn expect_injection() -> Outcome {
         "the module was built without fault injection"
     );
     Ok(())
+}
+
+/// A module with fault injection counts as untested, so it shows what happens on a kernel that nobody has tested.
+fn untested(ctx: &Ctx) -> Outcome<String> {
+    expect_injection()?;
+    ctx.module.unload()?;
+    let refused = ctx.module.load_as_it_is("");
+    claim!(
+        is_errno(&refused, libc::EOPNOTSUPP),
+        "loading on an untested kernel gives {refused:?}, want EOPNOTSUPP"
+    );
+    claim!(!ctx.module.is_loaded(), "a refused module is loaded");
+    ctx.module
+        .load_as_it_is("allow_untested=1")
+        .at("load with allow_untested=1")?;
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+    ended.whole(arena.chunks())?;
+    Ok(ended.detail())
 }
 
 /// `count` allocations fail after `skip` others.

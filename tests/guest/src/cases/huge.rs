@@ -7,12 +7,14 @@ use crate::board::Board;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES};
+use crate::module;
 use crate::procfs::{self, Setting};
-use crate::require;
 use crate::rng::Rng;
 use crate::sys;
 use crate::verdict::{Outcome, Verdict};
+use crate::{claim, require, skip_unless};
 use std::fs;
+use std::path::Path;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
@@ -43,6 +45,11 @@ pub const TESTS: &[Test] = &[
     ),
     Test::new("madv_collapse_by_the_child_loses_nothing", collapse_child),
     Test::new("khugepaged_during_sessions_loses_nothing", khugepaged),
+    Test::new(
+        "folios_of_64_kib_reach_both_sides_and_count_their_mappings",
+        large_folios,
+    )
+    .quick(),
     Test::new("huge_zero_pages_stay_zero_on_both_sides", huge_zero),
 ];
 
@@ -304,6 +311,65 @@ fn khugepaged(ctx: &Ctx) -> Outcome<String> {
         "20 forks, {parked} chunks parked, {} collapsed meanwhile",
         full_scans()? - before
     ))
+}
+
+/// Folios between a page and a huge page, copied whole and in part, forked, freed and written again: a mapping counted for
+/// the wrong process shows when its last one goes ("Bad page state").
+fn large_folios(ctx: &Ctx) -> Outcome<String> {
+    const DIR: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-64kB";
+    skip_unless!(
+        Path::new(DIR).exists(),
+        "no folios of 64 KiB in this kernel (Linux 6.8)"
+    );
+    let mut rng = ctx.rng();
+    let made = || module::read_number(&format!("{DIR}/stats/anon_fault_alloc"));
+    let before = made()?;
+    let mut odd = 0;
+    for round in 0..4 {
+        let _settings = [
+            Setting::new(ENABLED, "never")?,
+            Setting::new(&format!("{DIR}/enabled"), "always")?,
+        ];
+        let span = Span::reserve(16 << 20)?;
+        span.map(RW, libc::MAP_PRIVATE)?;
+        let mut arena = Arena::adopt(&mut rng, span, Want::Zero);
+        arena.fill(0);
+        // Folios of which a part is gone.
+        for page in (7..arena.pages()).step_by(331) {
+            arena.part(page..page + 1).advise(libc::MADV_DONTNEED)?;
+            arena.expect(page..page + 1, Want::Zero);
+        }
+        let hold = if round % 2 == 0 {
+            Some(Hold::new()?)
+        } else {
+            None
+        };
+        let session = ctx.fork().start(|| {
+            arena.verify()?;
+            // The child maps and unmaps on its own, too.
+            let mut mine = arena.clone();
+            mine.write_range(0..700, 7);
+            mine.part(900..1500).advise(libc::MADV_DONTNEED)?;
+            mine.expect(900..1500, Want::Zero);
+            mine.verify()
+        })?;
+        session.expect_running()?;
+        for page in arena.shuffled(&mut rng).into_iter().step_by(3) {
+            arena.write(page, 1);
+        }
+        drop(hold);
+        let ended = session.finish()?;
+        arena.verify()?;
+        // The child is gone: these pages are the parent's alone again.
+        arena.fill(2);
+        arena.verify()?;
+        odd += ended.whole(8)?.report().map_or(0, |r| r.odd);
+        span.unmap()?;
+    }
+    let made = made()? - before;
+    require!(made > 0, "not one folio of 64 KiB was made");
+    claim!(odd > 0 || ctx.control, "no chunk was copied as an odd one");
+    Ok(format!("{made} folios of 64 KiB, {odd} odd chunks"))
 }
 
 fn huge_zero(ctx: &Ctx) -> Outcome<String> {

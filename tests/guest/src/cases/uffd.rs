@@ -2,12 +2,12 @@
 //! userfaultfd: its ioctls fill page tables without a fault.
 
 use super::Test;
-use crate::claim;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, Want, CHUNK_PAGES, PAGE};
 use crate::sys::cvt;
 use crate::verdict::{Context, Outcome, Verdict};
+use crate::{claim, require};
 use asyncfork_uapi::{Hook, Outcome as Fate, Reason};
 use std::fs::File;
 use std::io::{self, Read};
@@ -37,11 +37,19 @@ pub const TESTS: &[Test] = &[
         "uffd_unregister_on_a_parked_process_loses_nothing",
         unregister,
     ),
+    Test::new(
+        "uffd_move_of_parked_memory_is_refused_as_after_a_stock_fork",
+        move_parked,
+    )
+    .quick(),
+    Test::new("uffd_moves_racing_forks_lose_nothing", move_racing),
 ];
 
 const MISSING: u64 = 1;
 const WP: u64 = 2;
 const FEATURE_FORK: u64 = 1 << 1;
+const FEATURE_MOVE: u64 = 1 << 16;
+const ALLOW_SRC_HOLES: u64 = 1 << 1;
 const EVENT_PAGEFAULT: u8 = 0x12;
 const EVENT_FORK: u8 = 0x13;
 
@@ -50,6 +58,7 @@ const REGISTER: u64 = 0xc020_aa00;
 const UNREGISTER: u64 = 0x8010_aa01;
 const COPY: u64 = 0xc028_aa03;
 const ZEROPAGE: u64 = 0xc020_aa04;
+const MOVE: u64 = 0xc028_aa05;
 const WRITEPROTECT: u64 = 0xc018_aa06;
 
 /// A userfaultfd.
@@ -96,6 +105,29 @@ impl Uffd {
 
     fn zero(&self, span: Span) -> io::Result<()> {
         self.ioctl(ZEROPAGE, &mut [span.addr() as u64, span.len() as u64, 0, 0])
+    }
+
+    /// One that can move pages.
+    fn with_move() -> Outcome<Self> {
+        match Self::new(FEATURE_MOVE) {
+            Err(Verdict::Broken(_)) => Err(Verdict::Skip(
+                "no UFFDIO_MOVE in this kernel (Linux 6.8)".into(),
+            )),
+            result => result,
+        }
+    }
+
+    /// Moves pages to missing ones: how many bytes, and the error that ended it.
+    fn move_pages(&self, from: Span, to: Span, mode: u64) -> (usize, io::Result<()>) {
+        let mut args = [
+            to.addr() as u64,
+            from.addr() as u64,
+            from.len() as u64,
+            mode,
+            0,
+        ];
+        let result = self.ioctl(MOVE, &mut args);
+        (args[4].cast_signed().max(0) as usize, result)
     }
 
     /// Write-protects the range, or ends that and wakes who waits for it.
@@ -345,4 +377,112 @@ fn unregister(ctx: &Ctx) -> Outcome<String> {
         .whole(arena.chunks())?
         .pulled(Hook::Uffd, arena.chunks())?;
     Ok(ended.detail())
+}
+
+/// Holes may be skipped, but parked pages are no holes: they are shared with the child now, and such pages cannot be moved.
+fn move_parked(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let mut target = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
+    target.map()?;
+    let uffd = Uffd::with_move()?;
+    uffd.register(target.span(), MISSING)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    let source = arena.part(arena.chunk(3));
+    let (moved, result) = uffd.move_pages(source, target.part(target.chunk(0)), ALLOW_SRC_HOLES);
+    claim!(
+        moved == 0 && crate::sys::is_errno(&result, libc::EBUSY),
+        "moving parked pages gives {result:?} after {moved} bytes, want EBUSY"
+    );
+    session.expect_child_held()?;
+    drop(hold);
+
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Uffd, arena.chunks())?;
+    // Written to, they are the parent's own again.
+    let pages = arena.chunk(3);
+    arena.write_range(pages.clone(), 1);
+    let (moved, result) = uffd.move_pages(source, target.part(target.chunk(0)), 0);
+    result.at("UFFDIO_MOVE")?;
+    claim!(moved == source.len(), "{moved} bytes moved");
+    let there = arena.moved(pages.clone(), target.part(target.chunk(0)));
+    there.verify().map_err(|v| v.at("moved pages"))?;
+    Ok(ended.detail())
+}
+
+/// A thread keeps moving pages out of a mapping that forks park.
+fn move_racing(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 8)?;
+    let mut source = Arena::new(&mut rng, 4)?;
+    let mut target = Arena::planned(&mut rng, crate::mem::Shape::Whole(4))?;
+    target.map()?;
+    let uffd = Uffd::with_move()?;
+    uffd.register(target.span(), MISSING)?;
+    let target = target.span();
+    let stop = AtomicBool::new(false);
+    let (mut forks, mut moves) = (0, 0);
+    std::thread::scope(|scope| -> Outcome {
+        let worker = scope.spawn(|| -> Outcome<u64> {
+            let mut moves = 0;
+            for gen in 1.. {
+                if stop.load(Ordering::Relaxed) {
+                    break;
+                }
+                source.fill(gen);
+                let mut page = 0;
+                while page < source.pages() {
+                    let run = page..(page + 16).min(source.pages());
+                    let (from, to) = (source.part(run.clone()), target.page_range(run.clone()));
+                    let (moved, result) = uffd.move_pages(from, to, 0);
+                    page += moved / crate::mem::PAGE;
+                    moves += u64::from(moved > 0);
+                    match result {
+                        Ok(()) => {}
+                        // Shared with a child: write to it, and it is not.
+                        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => {
+                            for page in page..run.end {
+                                source.write(page, gen);
+                            }
+                        }
+                        Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => {}
+                        // ENOENT: it was not there.
+                        Err(e) => claim!(false, "UFFDIO_MOVE of page {page}: {e}"),
+                    }
+                }
+                source
+                    .moved(0..source.pages(), target)
+                    .verify()
+                    .map_err(|v| v.at("moved pages"))?;
+                target.advise(libc::MADV_DONTNEED)?;
+            }
+            Ok(moves)
+        });
+        let result = (0..40).try_for_each(|round| -> Outcome {
+            let session = ctx.fork().start(|| arena.verify())?;
+            let range = rng.range(arena.pages(), 600);
+            arena.write_range(range, round + 1);
+            let ended = session.finish()?;
+            arena.verify()?;
+            if ended.report().is_some_and(|r| r.outcome() == Fate::Stock) {
+                ended.stock(Reason::Uffd)?;
+            } else {
+                forks += 1;
+                ended.whole(arena.chunks())?;
+            }
+            Ok(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        moves = worker
+            .join()
+            .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
+        result
+    })?;
+    require!(moves > 0, "nothing was ever moved");
+    Ok(format!("{forks} forks parked, {moves} moves"))
 }
