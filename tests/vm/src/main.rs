@@ -23,7 +23,7 @@ enum Cmd {
     Test(GateOptions),
 }
 
-/// Run a command on the stock Debian kernel in a VM
+/// Run a command on a stock Debian kernel in a VM
 ///
 /// The command runs as root in the repository root. The guest sees the checkout,
 /// target/ included, but else has a Debian of its own (scripts/root). What it
