@@ -431,8 +431,7 @@ impl VmOptions {
             vng.args(["--append", words]);
         }
         let root = bench.root.display();
-        vng.arg(format!("--rodir={root}={root}"))
-            .arg(format!("--rwdir={GUEST_MOUNTS}/run={}", dir.display()));
+        vng.arg(format!("--rwdir={GUEST_MOUNTS}/run={}", dir.display()));
         let mut script = format!("sh {GUEST_MOUNTS}/run/guest.sh {} {root}", self.timeout);
         for (n, share) in self.share.iter().enumerate() {
             let share = share
@@ -443,6 +442,19 @@ impl VmOptions {
             let share = share.display();
             vng.arg(format!("--rwdir={GUEST_MOUNTS}/share{n}={share}"));
             script += &format!(" {share}");
+        }
+        // vng's own mounts go without the page cache. From 6.12 on that marks
+        // every process that reads a file as one with pinned pages, whose forks
+        // are stock forks. The guest's script mounts these with the cache.
+        for (tag, path) in [
+            ("asyncfork.root", &bench.guest_root),
+            ("asyncfork.checkout", &bench.root),
+        ] {
+            vng.arg(format!(
+                "--qemu-opts=-virtfs local,path={},mount_tag={tag},security_model=none,\
+                 readonly=on,multidevs=remap",
+                path.display()
+            ));
         }
         for opts in self.qemu_opts(accel, dir)? {
             vng.arg(format!("--qemu-opts={opts}"));
