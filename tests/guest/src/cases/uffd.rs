@@ -33,6 +33,7 @@ pub const TESTS: &[Test] = &[
         fork_event,
     ),
     Test::new("uffd_ioctls_racing_forks_disturb_nobody", racing),
+    Test::new("fork_during_a_uffd_ioctl_is_stock", during_ioctl).quick(),
     Test::new(
         "uffd_unregister_on_a_parked_process_loses_nothing",
         unregister,
@@ -295,6 +296,52 @@ fn fork_event(ctx: &Ctx) -> Outcome<String> {
         let ended = session.finish()?;
         arena.verify()?;
         watched.verify()?;
+        ended.whole(arena.chunks())?;
+        Ok(ended.detail())
+    })
+}
+
+/// The ioctl copies from a page that is missing itself, and waits for it.
+fn during_ioctl(ctx: &Ctx) -> Outcome<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 8)?;
+    let mut source = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
+    let mut target = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
+    source.map()?;
+    target.map()?;
+    let (from, to) = (source.part(0..1), target.part(0..1));
+    let (reader, writer) = (Uffd::new(0)?, Uffd::new(0)?);
+    reader.register(source.span(), MISSING)?;
+    writer.register(target.span(), MISSING)?;
+    std::thread::scope(|scope| -> Outcome<String> {
+        let copier = scope.spawn(|| {
+            let mut args = [to.addr() as u64, from.addr() as u64, PAGE as u64, 0, 0];
+            writer.ioctl(COPY, &mut args)
+        });
+        let (kind, addr) = reader.event().at("event")?;
+        claim!(
+            kind == EVENT_PAGEFAULT && addr as usize & !(PAGE - 1) == from.addr(),
+            "event {kind:#x} at {addr:#x}, want a fault at {:#x}",
+            from.addr()
+        );
+        let session = ctx.fork().start(|| arena.verify())?;
+        arena.fill(1);
+        let ended = session.finish()?;
+        reader
+            .copy(from, &source.bytes(0, 1))
+            .at("UFFDIO_COPY of the missing source")?;
+        copier
+            .join()
+            .map_err(|_| Verdict::Broken("the copier panicked".into()))?
+            .at("UFFDIO_COPY")?;
+        arena.verify()?;
+        claim!(
+            (0..PAGE).step_by(8).all(|at| to.load(at) == from.load(at)),
+            "the copied page differs from its source"
+        );
+        ended.stock(Reason::Uffd)?;
+
+        let ended = ctx.fork().start(|| arena.verify())?.finish()?;
         ended.whole(arena.chunks())?;
         Ok(ended.detail())
     })
