@@ -83,6 +83,11 @@ impl Bench {
         self.root.join("target/venv/bin")
     }
 
+    /// What the VMs run on.
+    pub fn qemu(&self) -> PathBuf {
+        self.root.join("scripts/qemu")
+    }
+
     /// Run directories, logs and caches of the bench.
     pub fn state_dir(&self) -> PathBuf {
         self.root.join("target/vm")

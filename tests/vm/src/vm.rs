@@ -417,6 +417,8 @@ impl VmOptions {
             .arg(bench.vmlinuz())
             .arg("--root")
             .arg(&bench.guest_root)
+            .arg("--qemu")
+            .arg(bench.qemu())
             // Without this it may pick virtiofs, whose daemon outlives us.
             .arg("--force-9p")
             .args(["--name", "asyncfork"])
