@@ -63,7 +63,8 @@ static inline bool af_release_tested(const char *release)
 #elif AF_THIS_SERIES == AF_SERIES(6, 1)
 	return glob_match("6.1.0-[0-9][0-9]-amd64", release);
 #elif AF_THIS_SERIES == AF_SERIES(6, 12)
-	return glob_match("6.12.[0-9]*[0-9]+deb13-amd64", release);
+	return glob_match("6.12.[0-9]*[0-9]+deb13-amd64", release) ||
+	       glob_match("6.12.[0-9]*[0-9]+deb13.[0-9]-amd64", release);
 #elif AF_THIS_SERIES == AF_SERIES(7, 2)
 	return glob_match("7.2.[0-9]*[0-9]+deb1[34]-amd64", release);
 #else

@@ -29,10 +29,10 @@ use crate::vm::{host_has_la57, last_lines, parse_size, End, La57, Outcome, Strea
 #[command(after_help = "\
 Without FILTER: format, clippy, unit and host tests, then for each kernel the
 module's build, sparse, checkpatch and a scan for indirect calls, and three VM
-suites: \"full\" is all tests with 4-level page tables, memory poisoning and two
-memory nodes, \"quick\" the quick ones with 5-level page tables, \"faults\" those of
-failing allocations with a module built for that. With FILTER: builds, and the
-named VM tests alone, with 4-level page tables.
+suites: \"full\" is all tests, once with 4-level page tables, memory poisoning and
+two memory nodes, once with 5-level page tables and memory that can be taken
+offline; \"faults\" is those of failing allocations with a module built for that.
+With FILTER: builds, and the named VM tests alone, with 4-level page tables.
 
 Exit status: 0 if nothing failed, 1 if something did, 125 if the gate could not
 run, 130 if interrupted. The last line is \"N passed, N failed, N skipped\".")]
@@ -66,7 +66,9 @@ pub struct GateOptions {
 /// Extra words for the kernel with 4-level page tables, the usual kind: freed
 /// pages and objects are poisoned, so that a stray write to a page table given
 /// back too early is noticed; two memory nodes let pages migrate.
-const DEBUG_WORDS: &str = "page_poison=1 slub_debug=FZP numa=fake=2";
+const WORDS_4: &str = "page_poison=1 slub_debug=FZP numa=fake=2";
+/// And with 5-level ones: memory that can be taken offline.
+const WORDS_5: &str = "movablecore=1G";
 /// Memory that the host itself needs beside the guests'.
 const HOST_MEMORY: u64 = 2 << 30;
 /// No VM suite takes longer than this.
@@ -278,7 +280,7 @@ impl Gate<'_> {
         let how = accel::choose(bench, options.accel)?;
         let mut suites = Vec::new();
         for (kind, la57) in kinds(options) {
-            let name = format!("{} {}", bench.series, kind.name());
+            let name = format!("{} {} {}-level", bench.series, kind.name(), levels(la57));
             if la57 == La57::On && how.accel == Accel::Kvm && !host_has_la57()? {
                 println!("skip {name}: KVM on a CPU without la57; --accel tcg has it");
                 self.summary.skipped += 1;
@@ -465,7 +467,7 @@ fn kinds(options: &GateOptions) -> Vec<(Kind, La57)> {
         Some(la57) => vec![(one, la57)],
         None if one == Kind::Full => vec![
             (Kind::Full, La57::Off),
-            (Kind::Quick, La57::On),
+            (Kind::Full, La57::On),
             (Kind::Faults, La57::Off),
         ],
         None => vec![(one, La57::Off)],
@@ -499,8 +501,8 @@ impl Suite<'_> {
             memory: options.memory.clone(),
             la57: Some(self.la57),
             append: match self.la57 {
-                La57::On => vec![],
-                La57::Off => vec![DEBUG_WORDS.to_owned()],
+                La57::On => vec![WORDS_5.to_owned()],
+                La57::Off => vec![WORDS_4.to_owned()],
             },
             accel: options.accel,
             timeout: SUITE_SECONDS,
@@ -559,6 +561,14 @@ impl Suite<'_> {
     }
 }
 
+/// Levels of the page tables.
+fn levels(la57: La57) -> u8 {
+    match la57 {
+        La57::On => 5,
+        La57::Off => 4,
+    }
+}
+
 /// A kernel's suite in the table at the end.
 #[derive(Debug, Clone)]
 struct Row {
@@ -574,15 +584,12 @@ struct Row {
 
 impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let levels = match self.la57 {
-            La57::On => 5,
-            La57::Off => 4,
-        };
         write!(
             f,
-            "{:<22} {:<6} {levels}-level page tables  {:>3} passed, {:>2} failed, {:>2} skipped  {}",
+            "{:<22} {:<6} {}-level page tables  {:>3} passed, {:>2} failed, {:>2} skipped  {}",
             self.release,
             self.kind.name(),
+            levels(self.la57),
             self.passed,
             self.failed,
             self.skipped,
@@ -820,7 +827,7 @@ mod tests {
     fn a_kernel_goes_through_the_suites_that_the_options_say() {
         use {Kind::*, La57::*};
         for (words, want) in [
-            (vec![], vec![(Full, Off), (Quick, On), (Faults, Off)]),
+            (vec![], vec![(Full, Off), (Full, On), (Faults, Off)]),
             (vec!["--quick"], vec![(Quick, Off)]),
             (vec!["--la57", "on"], vec![(Full, On)]),
             (vec!["munmap"], vec![(Named, Off)]),

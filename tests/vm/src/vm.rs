@@ -481,8 +481,9 @@ impl VmOptions {
             Accel::Kvm if la57.is_empty() => {}
             Accel::Kvm => opts.push(format!("-cpu host{la57}")),
             // Emulated string instructions are several times slower than the loops
-            // that the kernel and the C library use where ERMS is missing.
-            Accel::Tcg => opts.push(format!("-cpu max,-erms{la57}")),
+            // that the kernel and the C library use where ERMS is missing. FSRM implies
+            // ERMS: 6.1's memmove() counts on that.
+            Accel::Tcg => opts.push(format!("-cpu max,-erms,-fsrm{la57}")),
         }
         if self.disk.is_some() {
             opts.push(format!(

@@ -1,0 +1,108 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the scripts and the packaging promise, without a VM.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+fn bash(script: &str, args: &[&str]) -> Output {
+    Command::new("bash")
+        .args(["-euc", script, "bash"])
+        .args(args)
+        .current_dir(repository())
+        .output()
+        .expect("bash runs")
+}
+
+#[test]
+fn dkms_builds_for_the_tested_kernels_and_no_others() {
+    for (release, want) in [
+        ("6.1.0-56-amd64", true),
+        ("6.12.117+deb13-amd64", true),
+        ("6.12.115+deb13.1-amd64", true),
+        ("7.2.12+deb13-amd64", true),
+        ("7.2.12+deb14-amd64", true),
+        ("6.1.0-56-cloud-amd64", false),
+        ("6.1.0-56-rt-amd64", false),
+        ("6.12.117+deb13-cloud-amd64", false),
+        ("6.11.10-amd64", false),
+        ("6.120.1+deb13-amd64", false),
+        ("7.3.4+deb13-amd64", false),
+        ("6.8.0-48-generic", false),
+    ] {
+        let script = ". packaging/dkms.conf; [[ $1 =~ $BUILD_EXCLUSIVE_KERNEL ]]";
+        let got = bash(
+            &format!("kernel_source_dir= dkms_tree=; {script}"),
+            &[release],
+        );
+        assert_eq!(got.status.success(), want, "{release}: {got:?}");
+    }
+}
+
+#[test]
+fn dkms_knows_the_module_by_its_version() {
+    let main = fs::read_to_string(repository().join("kmod/main.c")).unwrap();
+    let version = main
+        .lines()
+        .find_map(|l| l.strip_prefix("MODULE_VERSION(\"")?.strip_suffix("\");"))
+        .unwrap();
+    let conf = fs::read_to_string(repository().join("packaging/dkms.conf")).unwrap();
+    assert!(
+        conf.contains(&format!("PACKAGE_VERSION=\"{version}\"\n")),
+        "{conf}"
+    );
+}
+
+/// Runs the scan over an object file made of `source`.
+fn scan(name: &str, source: &str, flags: &[&str]) -> Output {
+    let dir = std::env::temp_dir().join(format!("asyncfork-calls-{}-{name}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    fs::write(dir.join("x.c"), source).unwrap();
+    let gcc = Command::new("gcc")
+        .args(["-O2", "-c", "x.c", "-o", "x.o"])
+        .args(flags)
+        .current_dir(&dir)
+        .status()
+        .expect("gcc runs");
+    assert!(gcc.success());
+    let object = dir.join("x.o");
+    let out = bash("scripts/kmod-calls \"$1\"", &[object.to_str().unwrap()]);
+    fs::remove_dir_all(&dir).unwrap();
+    out
+}
+
+#[test]
+fn calls_through_pointers_are_found() {
+    const CALL: &str = "void f(void (*p)(void)) { p(); __asm__(\"\"); }";
+    const JUMP: &str = "void f(void (*p)(void)) { p(); }";
+    const FIELD: &str =
+        "struct s { long a; void (*p)(void); }; int f(struct s *s) { s->p(); return 1; }";
+    for (name, source, flags) in [
+        ("call", CALL, &[][..]),
+        ("jump", JUMP, &[]),
+        ("field", FIELD, &[]),
+        (
+            "thunk",
+            CALL,
+            &[
+                "-mindirect-branch=thunk-extern",
+                "-mindirect-branch-register",
+            ],
+        ),
+    ] {
+        let out = scan(name, source, flags);
+        let err = String::from_utf8_lossy(&out.stderr);
+        assert_eq!(out.status.code(), Some(1), "{name}: {out:?}");
+        assert!(err.contains("NOT ALLOWED: f "), "{name}: {err}");
+    }
+}
+
+#[test]
+fn direct_calls_are_fine() {
+    let out = scan("direct", "void g(void); void f(void) { g(); g(); }", &[]);
+    assert!(out.status.success(), "{out:?}");
+}
