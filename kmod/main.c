@@ -75,6 +75,9 @@ static int __init af_init(void)
 	ret = af_symbols_check_calls();
 	if (ret)
 		return ret;
+	ret = af_symbols_check_members();
+	if (ret)
+		return ret;
 	ret = af_copy_init();
 	if (ret)
 		return ret;

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Find unexported symbols, check what the hooks rely on
+ * Find unexported symbols, check what the module relies on
  *
  * Called once from module init. kallsyms_lookup_name() is found with a kprobe
  * that is registered and removed at once, everything else with it.
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
+#include <linux/bpf.h>
+#include <linux/btf.h>
 #include <linux/kallsyms.h>
 #include <linux/kprobes.h>
 #include <linux/sizes.h>
@@ -20,6 +22,9 @@ typedef int lookup_size_t(unsigned long addr, unsigned long *size,
 
 DEFINE_STATIC_CALL_NULL(lookup_name, lookup_name_t);
 DEFINE_STATIC_CALL_NULL(lookup_size, lookup_size_t);
+DEFINE_STATIC_CALL_NULL(get_btf, bpf_get_btf_vmlinux);
+DEFINE_STATIC_CALL_NULL(btf_find, btf_find_by_name_kind);
+DEFINE_STATIC_CALL_NULL(btf_name, btf_name_by_offset);
 
 DEFINE_STATIC_CALL_NULL(af_copy_page_range, copy_page_range);
 DEFINE_STATIC_CALL_NULL(af_p4d_alloc, __p4d_alloc);
@@ -86,6 +91,9 @@ int af_symbols_init(void)
 	static_call_update(lookup_name, (void *)addr);
 
 	if (!RESOLVE(lookup_size, "kallsyms_lookup_size_offset") ||
+	    !RESOLVE(get_btf, "bpf_get_btf_vmlinux") ||
+	    !RESOLVE(btf_find, "btf_find_by_name_kind") ||
+	    !RESOLVE(btf_name, "btf_name_by_offset") ||
 	    !RESOLVE(af_copy_page_range, "copy_page_range") ||
 	    !RESOLVE(af_p4d_alloc, "__p4d_alloc") ||
 	    !RESOLVE(af_pud_alloc, "__pud_alloc") ||
@@ -115,8 +123,11 @@ static bool calls(unsigned long caller, unsigned long callee)
 			continue;
 		memcpy(&offset32, (void *)(ip + 1), sizeof(offset32));
 		target = ip + 5 + offset32;
-		/* A direct call may be linked to behind the ENDBR. */
-		if (target == callee || target == callee + 4)
+		/*
+		 * A direct call may be linked to behind the ENDBR, and call
+		 * depth tracking makes it go through the padding before.
+		 */
+		if (target >= callee - AF_CALL_PADDING && target <= callee + 4)
 			return true;
 	}
 	return false;
@@ -146,5 +157,54 @@ int af_symbols_check_calls(void)
 			return -ENOEXEC;
 		}
 	}
+	return 0;
+}
+
+static bool member_fits(const struct btf *btf, const struct af_member *m)
+{
+	s32 id = static_call(btf_find)(btf, m->type, BTF_KIND_STRUCT);
+	const struct btf_member *member;
+	const struct btf_type *t;
+	const char *name;
+	u32 i;
+
+	if (id < 0)
+		return false;
+	t = btf_type_by_id(btf, id);
+	for_each_member(i, t, member) {
+		name = static_call(btf_name)(btf, member->name_off);
+		if (!strcmp(name, m->member))
+			return __btf_member_bit_offset(t, member) ==
+			       m->offset * BITS_PER_BYTE;
+	}
+	return false;
+}
+
+/**
+ * af_symbols_check_members - are the kernel's structs like our copies?
+ *
+ * A point release may change what its headers do not show. The kernel's own
+ * type information (BTF) tells.
+ *
+ * Return: 0, or -ENOEXEC after naming what differs.
+ */
+int af_symbols_check_members(void)
+{
+	const struct af_member *m = af_expected_members;
+	struct btf *btf;
+
+	if (!m->type)
+		return 0;
+	btf = static_call(get_btf)();
+	if (IS_ERR_OR_NULL(btf)) {
+		pr_err("this kernel has no type information (CONFIG_DEBUG_INFO_BTF)\n");
+		return -ENOEXEC;
+	}
+	for (; m->type; m++)
+		if (!member_fits(btf, m)) {
+			pr_err("struct %s, member %s is not where it was in the tested kernels\n",
+			       m->type, m->member);
+			return -ENOEXEC;
+		}
 	return 0;
 }

@@ -33,8 +33,20 @@ struct af_call {
 
 extern const struct af_call af_expected_calls[];
 
+/*
+ * A member of a struct that the kernel keeps to itself and the module has a
+ * copy of; the list ends with an empty entry.
+ */
+struct af_member {
+	const char *type, *member;
+	unsigned int offset;	/* bytes, in the copy */
+};
+
+extern const struct af_member af_expected_members[];
+
 unsigned long af_symbol(const char *name);
 int af_symbols_init(void);
 int af_symbols_check_calls(void);
+int af_symbols_check_members(void);
 
 #endif /* _AF_SYMBOLS_H */

@@ -32,8 +32,12 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start,
 #define AF_THIS_SERIES		(LINUX_VERSION_CODE >> 8)
 
 #if AF_THIS_SERIES != AF_SERIES(6, 1) && AF_THIS_SERIES != AF_SERIES(6, 12) && \
-	AF_THIS_SERIES != AF_SERIES(7, 2) && !defined(AF_ALLOW_UNTESTED)
-#error "asyncfork: not audited for this kernel version, see AF_ALLOW_UNTESTED in Kbuild"
+	AF_THIS_SERIES != AF_SERIES(7, 2)
+#if AF_THIS_SERIES < AF_SERIES(7, 2)
+#error "asyncfork: kernels 6.1, 6.12 and 7.2 are known, those between are not"
+#elif !defined(AF_ALLOW_UNTESTED)
+#error "asyncfork: kernel series not audited; AF_ALLOW_UNTESTED=1 builds as for 7.2"
+#endif
 #endif
 
 #if !defined(CONFIG_X86_64) || !defined(CONFIG_MMU)
@@ -73,10 +77,17 @@ static inline bool af_release_tested(const char *release)
 }
 
 /* VM flags that make a VMA ineligible, beyond those every version has. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 11, 0)
+#ifdef VM_SHADOW_STACK
 #define AF_VM_INELIGIBLE_COMPAT	(VM_SHADOW_STACK | VM_DROPPABLE)
 #else
 #define AF_VM_INELIGIBLE_COMPAT	0UL
+#endif
+
+/* How far before a function a call of it may enter (call depth tracking). */
+#ifdef CONFIG_CALL_THUNKS
+#define AF_CALL_PADDING	CONFIG_FUNCTION_PADDING_BYTES
+#else
+#define AF_CALL_PADDING	0
 #endif
 
 static inline void af_vm_flags_init(struct vm_area_struct *vma,

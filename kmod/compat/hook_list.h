@@ -20,16 +20,18 @@ AF_HOOK(move_page_tables)
 AF_HOOK(walk_page_vma)
 AF_HOOK(remove_migration_pte)
 AF_HOOK(get_dump_page)
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+AF_HOOK(folio_walk_start)
+#else
+AF_HOOK(follow_page)
+#endif
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 /* walk_page_range() and walk_page_range_vma() end in these. */
 AF_HOOK(walk_page_range_mm_unsafe)
 AF_HOOK(walk_page_range_vma_unsafe)
-#else
-AF_HOOK(walk_page_range)
-#endif
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 AF_HOOK(zap_vma_range_batched)
 #else
+AF_HOOK(walk_page_range)
 AF_HOOK(zap_page_range_single)
 #endif
 AF_HOOK_ALWAYS(userfaultfd_ioctl)

@@ -45,9 +45,8 @@ const struct af_call af_expected_calls[] = {
 	{ }
 };
 
-/* The VMAs may be out of the tree already: the range only. */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
-/* mm/vma.h keeps it private. */
+/* mm/vma.h and mm/internal.h keep these private. */
 struct unmap_desc {
 	struct ma_state *mas;
 	struct vm_area_struct *first;
@@ -55,6 +54,31 @@ struct unmap_desc {
 	unsigned long vma_start, vma_end;
 };
 
+struct pagetable_move_control {
+	struct vm_area_struct *old, *new;
+	unsigned long old_addr, old_end, new_addr;
+};
+#endif
+
+#define MEMBER(type, copy, member)	{ #type, #member, offsetof(struct copy, member) }
+
+const struct af_member af_expected_members[] = {
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+	MEMBER(unmap_desc, unmap_desc, vma_start),
+	MEMBER(unmap_desc, unmap_desc, vma_end),
+	MEMBER(pagetable_move_control, pagetable_move_control, old),
+	MEMBER(pagetable_move_control, pagetable_move_control, old_addr),
+	MEMBER(pagetable_move_control, pagetable_move_control, old_end),
+	MEMBER(pagetable_move_control, pagetable_move_control, new_addr),
+#endif
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
+	MEMBER(userfaultfd_ctx, af_userfaultfd_ctx, mm),
+#endif
+	{ }
+};
+
+/* The VMAs may be out of the tree already: the range only. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 void af_hook_unmap_vmas(struct mmu_gather *tlb, struct unmap_desc *unmap)
 {
 	af_hook_unmap(tlb->mm, unmap->vma_start, unmap->vma_end);
@@ -99,13 +123,7 @@ void af_hook_change_protection(struct mmu_gather *tlb,
 		af_hook_sync(vma->vm_mm, start, end, ASYNCFORK_HOOK_PROTECT);
 }
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
-/* mm/internal.h keeps it private. */
-struct pagetable_move_control {
-	struct vm_area_struct *old, *new;
-	unsigned long old_addr, old_end, new_addr;
-};
-
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 void af_hook_move_page_tables(struct pagetable_move_control *pmc)
 {
 	af_hook_move(pmc->old->vm_mm, pmc->old_addr, pmc->new_addr,
@@ -120,7 +138,18 @@ void af_hook_move_page_tables(struct vm_area_struct *vma, unsigned long old,
 }
 #endif
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0)
+/* One page, for move_pages(2). */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+void af_hook_folio_walk_start(struct folio_walk *fw, struct vm_area_struct *vma,
+			      unsigned long addr)
+#else
+void af_hook_follow_page(struct vm_area_struct *vma, unsigned long addr)
+#endif
+{
+	af_hook_walk(vma->vm_mm, addr, addr + 1);
+}
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 void af_hook_walk_page_range_mm_unsafe(struct mm_struct *mm,
 				       unsigned long start, unsigned long end)
 {

@@ -27,7 +27,7 @@ void af_hook_zap_page_range_single(struct vm_area_struct *vma,
 				   unsigned long addr, unsigned long size);
 #endif
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 17, 0)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 void af_hook_walk_page_range_mm_unsafe(struct mm_struct *mm,
 				       unsigned long start, unsigned long end);
 void af_hook_walk_page_range_vma_unsafe(struct vm_area_struct *vma,
@@ -37,7 +37,7 @@ void af_hook_walk_page_range(struct mm_struct *mm, unsigned long start,
 			     unsigned long end);
 #endif
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0)
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 struct pagetable_move_control;
 
 void af_hook_move_page_tables(struct pagetable_move_control *pmc);
@@ -45,6 +45,15 @@ void af_hook_move_page_tables(struct pagetable_move_control *pmc);
 void af_hook_move_page_tables(struct vm_area_struct *vma, unsigned long old,
 			      struct vm_area_struct *new_vma, unsigned long new,
 			      unsigned long len);
+#endif
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+struct folio_walk;
+
+void af_hook_folio_walk_start(struct folio_walk *fw, struct vm_area_struct *vma,
+			      unsigned long addr);
+#else
+void af_hook_follow_page(struct vm_area_struct *vma, unsigned long addr);
 #endif
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)

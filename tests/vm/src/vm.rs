@@ -80,6 +80,9 @@ pub struct VmOptions {
     /// 5-level page tables [default: what the emulated or host CPU has]
     #[arg(long)]
     pub la57: Option<La57>,
+    /// More words for QEMU's -cpu in emulation, such as vendor=GenuineIntel
+    #[arg(long, value_name = "WORDS")]
+    pub cpu: Option<String>,
     /// What the guest runs on
     #[arg(long, value_enum, default_value_t = VmOptions::default().accel)]
     pub accel: AccelChoice,
@@ -103,6 +106,7 @@ impl Default for VmOptions {
             memory: "8G".into(),
             cpus: 2,
             la57: None,
+            cpu: None,
             accel: AccelChoice::Auto,
             append: Vec::new(),
             timeout: 1800,
@@ -483,7 +487,10 @@ impl VmOptions {
             // Emulated string instructions are several times slower than the loops
             // that the kernel and the C library use where ERMS is missing. FSRM implies
             // ERMS: 6.1's memmove() counts on that.
-            Accel::Tcg => opts.push(format!("-cpu max,-erms,-fsrm{la57}")),
+            Accel::Tcg => {
+                let cpu = self.cpu.as_ref().map_or(String::new(), |w| format!(",{w}"));
+                opts.push(format!("-cpu max,-erms,-fsrm{la57}{cpu}"));
+            }
         }
         if self.disk.is_some() {
             opts.push(format!(

@@ -8,6 +8,7 @@ use crate::hold::Hold;
 use crate::mem::Arena;
 use crate::procfs::{self, PFN, PRESENT, SOFT_DIRTY};
 use crate::rng::Rng;
+use crate::sys;
 use crate::verdict::{Context, Outcome, Verdict};
 use asyncfork_uapi::Hook;
 use std::fs;
@@ -17,6 +18,11 @@ pub const TESTS: &[Test] = &[
     Test::held("smaps_counts_parked_pages", Hook::Walk, smaps),
     Test::held("numa_maps_counts_parked_pages", Hook::Walk, numa_maps),
     Test::held("mincore_calls_parked_pages_resident", Hook::Walk, mincore),
+    Test::held(
+        "move_pages_tells_the_node_of_parked_pages",
+        Hook::Walk,
+        nodes,
+    ),
     Test::racing(
         "pagemap_and_smaps_read_beside_a_copying_child_are_complete",
         both,
@@ -74,6 +80,34 @@ fn numa_maps(arena: &mut Arena, _: &mut Rng) -> Outcome {
         arena.pages()
     );
     Ok(())
+}
+
+/// move_pages(2) without target nodes only asks where the pages are.
+fn nodes(arena: &mut Arena, _: &mut Rng) -> Outcome {
+    let pages: Vec<*mut libc::c_void> = (0..arena.pages())
+        .map(|page| arena.part(page..page + 1).ptr())
+        .collect();
+    let mut status = vec![-1_i32; pages.len()];
+    // SAFETY: both arrays have as many elements as the call is told.
+    sys::cvt(unsafe {
+        libc::syscall(
+            libc::SYS_move_pages,
+            0,
+            pages.len(),
+            pages.as_ptr(),
+            std::ptr::null::<i32>(),
+            status.as_mut_ptr(),
+            0,
+        )
+    })
+    .at("move_pages")?;
+    match status.iter().position(|&node| node < 0) {
+        Some(page) => Err(Verdict::Failed(format!(
+            "page {page} is on no node: {}",
+            std::io::Error::from_raw_os_error(-status[page])
+        ))),
+        None => Ok(()),
+    }
 }
 
 fn mincore(arena: &mut Arena, _: &mut Rng) -> Outcome {
