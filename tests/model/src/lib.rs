@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel module's protocol, small enough to visit every state it can be in.
+//!
+//! Two chunks, one or two forks, and in each scenario up to five threads. A step of a thread is one
+//! access to memory that another thread can see: a load, store, cmpxchg or bit operation of a shared
+//! word, or taking or dropping a lock. The [checker](mod@checker) visits all interleavings, breadth
+//! first, so a counterexample is a shortest one.
+//!
+//! `cargo test -p asyncfork-model` shows that no rule is broken in any scenario, that every step is
+//! taken in some, and that the protocol needs each of its rules: for each
+//! [`Mutation`], one rule dropped or two accesses swapped, a counterexample is found.
+//!
+//! # Where to find a function of the module
+//!
+//! | here | there |
+//! |---|---|
+//! | `park.rs` | `park.c`; `device.c`: af_device_fork(); `session.c`: af_session_create(), af_session_forked(), af_session_failed(); `hooks.c`: af_hook_uprobe_dup_mmap(), probe_fork() |
+//! | `pull.rs` | `pull.c`: af_pull_range(), pull_chunk(), sync_cpus(), attach(); `session.c`: af_session_chunk_done(), af_session_abort() |
+//! | `session.rs` | `session.c`: af_session_find(), af_session_put(), session_close(), try_finish(), af_session_doom() |
+//! | `child.rs` | `pull.c`: af_pull_child(); `hooks.c`: af_hook_exit_mmap() of a child |
+//! | `hooks.rs` | `hooks.c`: the other hooks; `uffd.c`; helper and timeout of `session.c`; TLB and GUP-fast |
+//! | [`state::Pc`] | the steps in the order of the code |
+//!
+//! # Rules
+//!
+//! In every state:
+//! - A table goes into an empty slot only, and never into page tables that have been freed.
+//! - No chunk is copied while a writable TLB entry or a GUP-fast walk can still reach its table.
+//! - The child gets what the parent had when dup_mmap() ended, and no write of the parent gets there later.
+//! - The child does not reach user mode without its whole image; a lost image is never reported as a snapshot.
+//! - A hooked function that goes on meets no parked chunk in its range, neither at its start nor at its
+//!   end (migration, userfaultfd).
+//! - A session finishes once, with nothing parked; nobody uses it after its last put; no put is one too many.
+//! - From every state an end can be reached: nobody is stuck, nothing spins for ever.
+//!
+//! At the end: every table is back in the parent, `parked`, users, `af_active`, guards and locks balance,
+//! every session is finished and freed.
+//!
+//! # What is simpler than the code
+//!
+//! - **Memory is sequentially consistent.** Where the code has a barrier, a mutation swaps the two
+//!   accesses ([`Mutation::CloseLooksFirst`], `DoomLooksFirst`, `ForkedLooksFirst`, `GuardLate`,
+//!   `GuardLookEarly`). The comments in the code argue the rest.
+//! - A chunk has one page. Its copy is one step: nobody else may reach the table then, which is a rule.
+//!   A copy is whole or, if an odd one fails, partial.
+//! - The last put frees at once, without the worker and RCU; af_session_find() may look at a freed
+//!   session, as under RCU, and nobody else.
+//! - kill_child() is one step, and so are af_session_forked()'s two flags, and taking a reference together
+//!   with queueing its work: nobody can tell.
+//! - A fork that parks nothing is one step at its end.
+//! - Any thread may stop for as long as it likes: a child that is frozen or slow is not special.
+//!
+//! Left out: pinned pages and the seqcount against GUP-fast that pins (`park_range()`), merging into a slot
+//! that is not empty (here that breaks a rule), trampolines and their wait, PTE locks, the growth of the
+//! range array, pins by descriptors, unload, the third way to a chunk word (`NONE`, an eager chunk), and a
+//! parent that is itself somebody's child. Two chunks and two sessions are an assumption, not a proof: the
+//! code treats all chunks alike.
+//!
+//! Some rules are belt and braces: without the look of af_session_forked() at AF_ABORTED, or of
+//! af_session_doom() at the task, the child still kills itself after its last chunk. Only the
+//! report would be wrong, and that is the rule that notices.
+//!
+//! # Size
+//!
+//! About 6 million states and 18 million steps in all scenarios. The checker is our own: it stores whole states,
+//! not hashes of them, and looks for states from which no end can be reached, which
+//! `stateright` cannot express ("eventually" there is per path, and documented as incomplete).
+
+pub mod checker;
+mod child;
+mod hooks;
+mod park;
+mod pull;
+pub mod scenario;
+mod session;
+pub mod state;
+pub mod step;
+
+pub use checker::{check, Counterexample, Model, Visited};
+pub use scenario::{Mutation, Role, Scenario, SCENARIOS};
+pub use state::Pc;
+pub use step::Protocol;

@@ -1,0 +1,336 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The forking thread: `device.c`, `park.c`, and af_session_forked() or af_session_failed().
+
+use crate::scenario::{Mutation, Role};
+use crate::state::*;
+use crate::step::{Rule, Thread};
+
+impl Thread<'_> {
+    /// mmap_write_lock(), then the hook of uprobe_dup_mmap().
+    pub fn fork_lock(&mut self) -> Rule {
+        self.st.mmap_lock = -1;
+        self.a.n = self.a.s;
+        if self.dropped(Mutation::ForkNoPull) {
+            self.go(Pc::ForkDisarm);
+        } else {
+            self.find(false, false, Pc::ForkSetFlushed, Pc::ForkDisarm);
+        }
+        Ok(())
+    }
+
+    pub fn fork_set_flushed(&mut self) -> Rule {
+        self.ses()?.flushed = true;
+        self.start_pull_all(Pc::ForkPutOld);
+        Ok(())
+    }
+
+    pub fn fork_put_old(&mut self) -> Rule {
+        self.put_then(Pc::ForkDisarm)
+    }
+
+    pub fn fork_disarm(&mut self) -> Rule {
+        self.a.s = std::mem::take(&mut self.a.n);
+        self.st.active -= 1;
+        let early = self.dropped(Mutation::GuardLookEarly);
+        self.go(if early { Pc::ForkGuard } else { Pc::ForkHash });
+        Ok(())
+    }
+
+    /// The thread pins the struct and, as nobody else can close it, the session.
+    pub fn fork_hash(&mut self) -> Rule {
+        let flushed = self.dropped(Mutation::FlushedEarly);
+        let s = self.ses()?;
+        s.in_hash = true;
+        s.users = 1;
+        s.flushed = flushed;
+        self.go(Pc::ForkActive);
+        Ok(())
+    }
+
+    pub fn fork_active(&mut self) -> Rule {
+        self.st.active += 1;
+        self.go(
+            match (self.dropped(Mutation::GuardLookEarly), self.a.flag) {
+                (false, _) => Pc::ForkGuard,
+                (true, true) => Pc::ForkFlush,
+                (true, false) => Pc::ParkRange,
+            },
+        );
+        Ok(())
+    }
+
+    /// `flag`: s->bypass, and later: the fork fails.
+    pub fn fork_guard(&mut self) -> Rule {
+        self.a.flag = self.st.guards != 0 && !self.dropped(Mutation::NoGuardLook);
+        self.go(
+            match (self.dropped(Mutation::GuardLookEarly), self.a.flag) {
+                (true, _) => Pc::ForkHash,
+                (false, true) => Pc::ForkFlush,
+                (false, false) => Pc::ParkRange,
+            },
+        );
+        Ok(())
+    }
+
+    fn anon_lock(&mut self) -> &mut i8 {
+        let r = self.range_of(self.a.chunk);
+        &mut self.st.anon_lock[usize::from(r)]
+    }
+
+    /// range_add()
+    pub fn park_range(&mut self) -> Rule {
+        let range = self.range_of(self.a.chunk);
+        self.ses()?.ranges = range + 1;
+        self.go(Pc::ParkLock);
+        Ok(())
+    }
+
+    pub fn park_lock(&mut self) -> Rule {
+        if !self.dropped(Mutation::ParkNoLock) {
+            *self.anon_lock() = -1;
+        }
+        self.start_chunk();
+        Ok(())
+    }
+
+    fn start_chunk(&mut self) {
+        let first = self.dropped(Mutation::ParkWordFirst);
+        self.go(if first { Pc::ParkWord } else { Pc::ParkSlot });
+    }
+
+    pub fn park_slot(&mut self) -> Rule {
+        let c = self.chunk();
+        let first = self.dropped(Mutation::ParkWordFirst);
+        if !first && !self.st.slot[c] {
+            // Not a table: nothing to park.
+            self.chunk_parked();
+        } else if first {
+            self.st.slot[c] = false;
+            self.a.n += 1;
+            self.chunk_parked();
+        } else {
+            self.st.slot[c] = false;
+            self.go(Pc::ParkWord);
+        }
+        Ok(())
+    }
+
+    pub fn park_word(&mut self) -> Rule {
+        let c = self.chunk();
+        if self.dropped(Mutation::ParkWordFirst) {
+            if self.st.slot[c] {
+                self.ses()?.word[c] = Word::Parked;
+                self.go(Pc::ParkSlot);
+            } else {
+                self.chunk_parked();
+            }
+            return Ok(());
+        }
+        self.ses()?.word[c] = Word::Parked;
+        self.a.n += 1;
+        self.chunk_parked();
+        Ok(())
+    }
+
+    fn chunk_parked(&mut self) {
+        let next = self.a.chunk + 1;
+        if next < CHUNKS && self.range_of(next) == self.range_of(self.a.chunk) {
+            self.a.chunk = next;
+            self.start_chunk();
+        } else {
+            let late = self.dropped(Mutation::ParkCountLate);
+            self.go(if late { Pc::ParkUnlock } else { Pc::ParkCount });
+        }
+    }
+
+    pub fn park_count(&mut self) -> Rule {
+        let n = std::mem::take(&mut self.a.n);
+        let s = self.ses()?;
+        s.parked += n as i8;
+        s.n_parked += n;
+        let late = self.dropped(Mutation::ParkCountLate);
+        self.go(if late { Pc::ParkRest } else { Pc::ParkUnlock });
+        Ok(())
+    }
+
+    pub fn park_unlock(&mut self) -> Rule {
+        if !self.dropped(Mutation::ParkNoLock) {
+            *self.anon_lock() = 0;
+        }
+        let late = self.dropped(Mutation::ParkCountLate);
+        self.go(if late { Pc::ParkCount } else { Pc::ParkRest });
+        Ok(())
+    }
+
+    /// copy_rest(): may fail; Linux 7.2 then calls unmap_vmas() for the child.
+    pub fn park_rest(&mut self) -> Rule {
+        self.a.flag = self.choice == 1;
+        let next = self.a.chunk + 1;
+        let more = next < CHUNKS && self.choice == 0;
+        self.a.chunk = if more { next } else { 0 };
+        self.go(match (self.choice, more) {
+            (0, true) => Pc::ParkRange,
+            (0, false) => Pc::ForkFlush,
+            _ => Pc::ParkAbort,
+        });
+        Ok(())
+    }
+
+    pub fn park_abort(&mut self) -> Rule {
+        self.ses()?.aborted = true;
+        self.start_pull_all(Pc::ForkFlush);
+        Ok(())
+    }
+
+    /// End of dup_mmap(): flush_tlb_mm(). A fork that parks nothing copies here, in one step.
+    pub fn fork_flush(&mut self) -> Rule {
+        self.st.tlb = Default::default();
+        let slots = self.st.slot;
+        let s = self.ses()?;
+        s.cut = true;
+        if s.ranges == 0 {
+            if slots.contains(&false) {
+                return Err("a stock fork meets a parked chunk");
+            }
+            s.slot = [Slot::Whole; CHUNKS as usize];
+            s.shared = [true; CHUNKS as usize];
+            self.st.wp = [true; CHUNKS as usize];
+            self.a.flag = false;
+        }
+        self.go(Pc::ForkUnlock);
+        Ok(())
+    }
+
+    /// Then the rest of copy_process() fails, or the child is in the pid hash.
+    pub fn fork_unlock(&mut self) -> Rule {
+        self.st.mmap_lock = 0;
+        self.a.flag |= self.choice == 1;
+        if self.a.flag {
+            // CLOSED is not set: af_session_failed().
+            let first = match self.p.dropped {
+                Some(Mutation::FailNoClose) => Pc::FailAbort,
+                Some(Mutation::CloseLooksFirst) => Pc::CloseLook,
+                _ => Pc::Close,
+            };
+            self.find(true, true, first, Pc::FailFree);
+            self.a.fin = Pc::FailAbort;
+        } else {
+            self.ses()?.visible = true;
+            self.find(true, true, Pc::ForkedFlushed, Pc::ForkWake);
+        }
+        Ok(())
+    }
+
+    pub fn fail_abort(&mut self) -> Rule {
+        self.a.fin = Pc::Done;
+        self.ses()?.aborted = true;
+        if self.dropped(Mutation::FailNoAbort) {
+            self.go(Pc::FailPut);
+        } else {
+            self.start_pull_all(Pc::FailPut);
+        }
+        Ok(())
+    }
+
+    pub fn fail_free(&mut self) -> Rule {
+        let s = &mut self.st.ses[usize::from(self.a.s)];
+        s.failed = true;
+        s.child_gone = true;
+        s.slot = Default::default();
+        s.shared = Default::default();
+        self.done();
+        Ok(())
+    }
+
+    /// probe_fork() has found the session: nobody but this thread closes it.
+    pub fn forked_flushed(&mut self) -> Rule {
+        let s = self.ses()?;
+        s.forked = true;
+        s.flushed = true;
+        let parked = s.n_parked != 0;
+        if !parked {
+            self.start_close(Pc::ForkPut);
+        } else if self.dropped(Mutation::ForkedLooksFirst) {
+            self.go(Pc::ForkedLook);
+        } else {
+            self.go(Pc::ForkedTask);
+        }
+        Ok(())
+    }
+
+    pub fn forked_task(&mut self) -> Rule {
+        self.ses()?.task = true;
+        let aborted = std::mem::take(&mut self.a.n) == 1;
+        self.go(match self.p.dropped {
+            Some(Mutation::ForkedLooksFirst) if aborted => Pc::ForkedKill,
+            Some(Mutation::ForkedLooksFirst | Mutation::ForkedNoLook) => Pc::ForkedWork,
+            _ => Pc::ForkedLook,
+        });
+        Ok(())
+    }
+
+    pub fn forked_look(&mut self) -> Rule {
+        let aborted = self.ses()?.aborted;
+        if self.dropped(Mutation::ForkedLooksFirst) {
+            self.a.n = u8::from(aborted);
+            self.go(Pc::ForkedTask);
+        } else {
+            self.go(if aborted {
+                Pc::ForkedKill
+            } else {
+                Pc::ForkedWork
+            });
+        }
+        Ok(())
+    }
+
+    pub fn forked_kill(&mut self) -> Rule {
+        let s = self.ses()?;
+        s.sigkill = true;
+        s.killed = true;
+        self.go(Pc::ForkedWork);
+        Ok(())
+    }
+
+    pub fn forked_work(&mut self) -> Rule {
+        let no_hold = self.dropped(Mutation::WorkNoHold);
+        let s = self.ses()?;
+        s.users += u8::from(!no_hold);
+        s.child_work = true;
+        self.go(Pc::ForkedHelper);
+        Ok(())
+    }
+
+    fn starts(&self, role: Role) -> bool {
+        self.a.s == 0 && self.p.scenario.roles.contains(&role)
+    }
+
+    pub fn forked_helper(&mut self) -> Rule {
+        let starts = self.starts(Role::Helper);
+        let hold = starts && !self.dropped(Mutation::HelperNoHold);
+        let s = self.ses()?;
+        s.users += u8::from(hold);
+        s.helper_queued = starts;
+        self.go(Pc::ForkedTimer);
+        Ok(())
+    }
+
+    pub fn forked_timer(&mut self) -> Rule {
+        let starts = self.starts(Role::Timer);
+        let hold = starts && !self.dropped(Mutation::TimerNoHold);
+        let s = self.ses()?;
+        s.users += u8::from(hold);
+        if starts {
+            s.timer = Timer::Queued;
+        }
+        self.start_close(Pc::ForkPut);
+        Ok(())
+    }
+
+    /// wake_up_new_task()
+    pub fn fork_wake(&mut self) -> Rule {
+        self.st.ses[usize::from(self.a.s)].woken = true;
+        self.done();
+        Ok(())
+    }
+}

@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Who takes part, and which rule is dropped.
+
+use crate::state::Pc;
+
+/// A thread of a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Armed fork number 0 or 1; the second one starts after the first one's `dup_mmap()`.
+    Fork(u8),
+    /// The child of that fork.
+    Child(u8),
+    /// A thread of the parent writes to this chunk: through its TLB, or with a fault. The hooks of unmap,
+    /// zap, protect, move and walk take the same steps as the fault's.
+    Write(u8),
+    /// A migration ends on a page of this chunk in the parent.
+    Migrate(u8),
+    /// A userfaultfd ioctl of the parent.
+    Uffd,
+    /// GUP-fast of the parent on this chunk.
+    Gup(u8),
+    /// Another process looks at this chunk of the first child (`process_vm_readv()`).
+    Peek(u8),
+    /// Helper thread of the first session: the second half.
+    Helper,
+    /// Timeout of the first session.
+    Timer,
+    /// Somebody may send SIGKILL to the first child.
+    Kill,
+    /// The parent exits once all its threads are done.
+    Exit,
+}
+
+impl Role {
+    /// First step, session, chunk.
+    pub(crate) fn start(self) -> (Pc, u8, u8) {
+        match self {
+            Role::Fork(s) => (Pc::ForkLock, s, 0),
+            Role::Child(s) => (Pc::ChildStart, s, 0),
+            Role::Write(c) => (Pc::Write, 0, c),
+            Role::Migrate(c) => (Pc::MigrateLock, 0, c),
+            Role::Uffd => (Pc::UffdGuard, 0, 0),
+            Role::Gup(c) => (Pc::GupRead, 0, c),
+            Role::Peek(c) => (Pc::PeekStart, 0, c),
+            Role::Helper => (Pc::HelperStart, 0, 0),
+            Role::Timer => (Pc::TimerStart, 0, 0),
+            Role::Kill => (Pc::Kill, 0, 0),
+            Role::Exit => (Pc::ExitStart, 0, 0),
+        }
+    }
+
+    /// Does it keep `mm_users` of the parent?
+    pub(crate) fn of_parent(self) -> bool {
+        matches!(
+            self,
+            Role::Fork(_) | Role::Write(_) | Role::Uffd | Role::Gup(_)
+        )
+    }
+}
+
+/// A small world.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// For reports.
+    pub name: &'static str,
+    /// At most [`crate::state::ACTORS`].
+    pub roles: &'static [Role],
+    /// Both chunks in one VMA; else in two with an anon_vma root each.
+    pub one_vma: bool,
+    /// A pull may get no PTE table, not even a reserve.
+    pub no_memory: bool,
+    /// The copy of an odd chunk may fail.
+    pub odd_fails: bool,
+    /// The fork may fail after parking.
+    pub fork_fails: bool,
+}
+
+use Role::*;
+
+const PLAIN: Scenario = Scenario {
+    name: "",
+    roles: &[],
+    one_vma: false,
+    no_memory: false,
+    odd_fails: false,
+    fork_fails: false,
+};
+
+/// Small worlds that together make every thread meet every other.
+pub const SCENARIOS: &[Scenario] = &[
+    Scenario {
+        name: "child against parent and helper",
+        roles: &[Fork(0), Child(0), Write(1), Helper],
+        ..PLAIN
+    },
+    Scenario {
+        name: "SIGKILL",
+        roles: &[Fork(0), Child(0), Write(1), Timer, Kill],
+        ..PLAIN
+    },
+    Scenario {
+        name: "no memory",
+        roles: &[Fork(0), Child(0), Write(0), Timer],
+        no_memory: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "odd copies fail",
+        roles: &[Fork(0), Child(0), Write(0), Timer],
+        odd_fails: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "migration in a fork that may fail",
+        roles: &[Fork(0), Child(0), Migrate(0), Write(0), Gup(1)],
+        fork_fails: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "migration, one VMA",
+        roles: &[Fork(0), Child(0), Migrate(0), Migrate(1), Gup(1)],
+        one_vma: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "migration without memory in a fork",
+        roles: &[Fork(0), Child(0), Migrate(0), Migrate(0)],
+        no_memory: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "odd copies fail in a fork",
+        roles: &[Fork(0), Child(0), Migrate(0), Migrate(1)],
+        odd_fails: true,
+        fork_fails: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "second fork",
+        roles: &[Fork(0), Child(0), Fork(1), Child(1), Write(0)],
+        ..PLAIN
+    },
+    Scenario {
+        name: "userfaultfd",
+        roles: &[Fork(0), Child(0), Uffd, Migrate(1)],
+        ..PLAIN
+    },
+    Scenario {
+        name: "second fork, migration",
+        roles: &[Fork(0), Child(0), Fork(1), Child(1), Migrate(1)],
+        ..PLAIN
+    },
+    Scenario {
+        name: "second fork, no memory",
+        roles: &[Fork(0), Child(0), Fork(1), Child(1)],
+        no_memory: true,
+        fork_fails: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "userfaultfd between two forks",
+        roles: &[Fork(0), Child(0), Fork(1), Child(1), Uffd],
+        ..PLAIN
+    },
+    Scenario {
+        name: "reader of the child, exits",
+        roles: &[Fork(0), Child(0), Peek(0), Exit],
+        ..PLAIN
+    },
+];
+
+macro_rules! mutations {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A rule of the protocol that is dropped, or two accesses that change places.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum Mutation { $($(#[$doc])* $name,)* }
+
+        impl Mutation {
+            /// Every mutation.
+            pub const ALL: &'static [Mutation] = &[$(Mutation::$name,)*];
+        }
+    };
+}
+
+mutations! {
+    /// The word of a chunk is published before the parent's slot is cleared.
+    ParkWordFirst,
+    /// `parked` is raised after the anon_vma root lock is dropped.
+    ParkCountLate,
+    /// Parking does not take the anon_vma root lock.
+    ParkNoLock,
+    /// The migration hook's caller holds no anon_vma root lock.
+    MigrateNoLock,
+    /// DONE before the parent has its table back.
+    DoneFirst,
+    /// The parent does not get its table back.
+    NoReattach,
+    /// The claim is a plain store.
+    ClaimByStore,
+    /// A pull that meets BUSY goes on.
+    NoWait,
+    /// No TLB flush before a copy that the fork's flush has not covered.
+    NoFlush,
+    /// No IPI before a copy.
+    NoIpi,
+    /// AF_SYNCED although the fork still parks chunks.
+    SyncedEarly,
+    /// AF_FLUSHED already when the session is created.
+    FlushedEarly,
+    /// A failed odd copy dooms the session after the chunk is DONE.
+    DoomLate,
+    /// af_session_doom() looks at the task before it sets AF_ABORTED.
+    DoomLooksFirst,
+    /// af_session_forked() looks at AF_ABORTED before it sets the task.
+    ForkedLooksFirst,
+    /// af_session_forked() does not look at AF_ABORTED.
+    ForkedNoLook,
+    /// The child does not look at AF_ABORTED after its last chunk.
+    ChildNoLook,
+    /// The child's exit does not abort.
+    ExitNoAbort,
+    /// The parent's exit does not pull.
+    ExitNoPull,
+    /// A failed fork does not abort.
+    FailNoAbort,
+    /// A failed fork does not close.
+    FailNoClose,
+    /// session_close() looks at `parked` before it sets AF_CLOSED.
+    CloseLooksFirst,
+    /// session_close() leaves the finish to the last puller.
+    CloseNoFinish,
+    /// try_finish() does not look at AF_CLOSED.
+    FinishUnclosed,
+    /// try_finish() only tests AF_FINISHED and sets it later.
+    FinishNoTas,
+    /// A cancelled timeout keeps its reference.
+    CancelNoPut,
+    /// try_finish() puts the timeout's reference even if it has started.
+    CancelPutAlways,
+    /// The child's task work has no reference.
+    WorkNoHold,
+    /// A helper has no reference.
+    HelperNoHold,
+    /// The timeout has no reference.
+    TimerNoHold,
+    /// af_session_find() takes no reference, though its callers put one.
+    FindNoHold,
+    /// af_session_find() takes a reference of a session that has none left.
+    FindFromZero,
+    /// af_session_find() sees the older session first.
+    FindOldFirst,
+    /// A fork does not pull the session before.
+    ForkNoPull,
+    /// A fork does not look for guards.
+    NoGuardLook,
+    /// A fork looks for guards before its session is in the hash and counted.
+    GuardLookEarly,
+    /// The ioctl looks for sessions before its guard is in place.
+    GuardLate,
+    /// The ioctl does not wait for a fork that holds mmap_lock.
+    UffdNoLock,
+}
