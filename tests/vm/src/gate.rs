@@ -30,8 +30,9 @@ use crate::vm::{host_has_la57, last_lines, parse_size, End, La57, Outcome, Strea
 Without FILTER: format, clippy, unit and host tests, then for each kernel the
 module's build, sparse, checkpatch and a scan for indirect calls, and three VM
 suites: \"full\" is all tests, once with 4-level page tables, memory poisoning and
-two memory nodes, once with 5-level page tables, call depth tracking and memory
-that can be taken offline; \"faults\" is those of failing allocations with a module built for that.
+two memory nodes, once with 5-level page tables and memory that can be taken
+offline; \"faults\" is those of failing allocations, with a module built for that
+and call depth tracking.
 With FILTER: builds, and the named VM tests alone, with 4-level page tables.
 
 Exit status: 0 if nothing failed, 1 if something did, 125 if the gate could not
@@ -67,10 +68,12 @@ pub struct GateOptions {
 /// pages and objects are poisoned, so that a stray write to a page table given
 /// back too early is noticed; two memory nodes let pages migrate.
 const WORDS_4: &str = "page_poison=1 slub_debug=FZP numa=fake=2";
-/// And with 5-level ones: memory that can be taken offline; call depth tracking
-/// (6.12 and later on Intel), which redirects the kernel's calls.
-const WORDS_5: &str = "movablecore=1G retbleed=stuff,force spectre_v2=retpoline";
-const CPU_5: &str = "vendor=GenuineIntel";
+/// And with 5-level ones: memory that can be taken offline.
+const WORDS_5: &str = "movablecore=1G";
+/// And for the suite of failing allocations, which is short: call depth tracking
+/// (6.12 and later on Intel), which redirects the kernel's calls and slows it down.
+const WORDS_DEPTH: &str = "retbleed=stuff,force spectre_v2=retpoline";
+const CPU_DEPTH: &str = "vendor=GenuineIntel";
 /// Memory that the host itself needs beside the guests'.
 const HOST_MEMORY: u64 = 2 << 30;
 /// No VM suite takes longer than this.
@@ -502,14 +505,12 @@ impl Suite<'_> {
         let vm = VmOptions {
             memory: options.memory.clone(),
             la57: Some(self.la57),
-            append: match self.la57 {
-                La57::On => vec![WORDS_5.to_owned()],
-                La57::Off => vec![WORDS_4.to_owned()],
+            append: match (self.kind, self.la57) {
+                (Kind::Faults, _) => vec![WORDS_4.to_owned(), WORDS_DEPTH.to_owned()],
+                (_, La57::Off) => vec![WORDS_4.to_owned()],
+                (_, La57::On) => vec![WORDS_5.to_owned()],
             },
-            cpu: match self.la57 {
-                La57::On => Some(CPU_5.to_owned()),
-                La57::Off => None,
-            },
+            cpu: (self.kind == Kind::Faults).then(|| CPU_DEPTH.to_owned()),
             accel: options.accel,
             timeout: SUITE_SECONDS,
             share: vec![results.clone()],
