@@ -108,12 +108,29 @@ impl Thread<'_> {
         Ok(())
     }
 
+    /// `flag`: in the child's page table.
     pub fn migrate_active(&mut self) -> Rule {
         if self.st.active == 0 {
             self.go(Pc::MigrateBody);
         } else {
-            self.find(false, false, Pc::MigratePut, Pc::MigrateBody);
+            self.find(self.a.flag, false, Pc::MigratePut, Pc::MigrateBody);
             self.pull_if_found(Pc::MigratePut);
+        }
+        Ok(())
+    }
+
+    fn migrate_rule(&self) -> Rule {
+        let c = self.chunk();
+        let s = &self.st.ses[0];
+        if !self.a.flag {
+            return if self.st.parent_gone {
+                Ok(())
+            } else {
+                self.no_parked_chunk(c)
+            };
+        }
+        if !s.child_gone && matches!(s.word[c], Word::Parked | Word::Busy) {
+            return Err("a hooked function meets a parked chunk");
         }
         Ok(())
     }
@@ -121,18 +138,14 @@ impl Thread<'_> {
     pub fn migrate_body(&mut self) -> Rule {
         self.a.pull = Pull::default();
         self.a.ret = Pc::Done;
-        if !self.st.parent_gone {
-            self.no_parked_chunk(self.chunk())?;
-        }
+        self.migrate_rule()?;
         self.go(Pc::MigrateUnlock);
         Ok(())
     }
 
     /// Looks once more: nothing was parked while the function ran.
     pub fn migrate_unlock(&mut self) -> Rule {
-        if !self.st.parent_gone {
-            self.no_parked_chunk(self.chunk())?;
-        }
+        self.migrate_rule()?;
         if !self.dropped(Mutation::MigrateNoLock) {
             *self.anon_readers() -= 1;
         }

@@ -15,6 +15,8 @@ pub enum Role {
     Write(u8),
     /// A migration ends on a page of this chunk in the parent.
     Migrate(u8),
+    /// A migration ends on a page of this chunk in the first child, which it does not keep alive.
+    MigrateChild(u8),
     /// A userfaultfd ioctl of the parent.
     Uffd,
     /// GUP-fast of the parent on this chunk.
@@ -38,7 +40,7 @@ impl Role {
             Role::Fork(s) => (Pc::ForkLock, s, 0),
             Role::Child(s) => (Pc::ChildStart, s, 0),
             Role::Write(c) => (Pc::Write, 0, c),
-            Role::Migrate(c) => (Pc::MigrateLock, 0, c),
+            Role::Migrate(c) | Role::MigrateChild(c) => (Pc::MigrateLock, 0, c),
             Role::Uffd => (Pc::UffdGuard, 0, 0),
             Role::Gup(c) => (Pc::GupRead, 0, c),
             Role::Peek(c) => (Pc::PeekStart, 0, c),
@@ -126,6 +128,13 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "migration without memory in a fork",
         roles: &[Fork(0), Child(0), Migrate(0), Migrate(0)],
         no_memory: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "migration in the child",
+        roles: &[Fork(0), Child(0), MigrateChild(0), Kill, Gup(1)],
+        odd_fails: true,
+        fork_fails: true,
         ..PLAIN
     },
     Scenario {

@@ -158,6 +158,7 @@ impl Model for Protocol {
         };
         for (a, role) in st.actor.iter_mut().zip(roles) {
             (a.pc, a.s, a.chunk) = role.start();
+            a.flag = matches!(role, Role::MigrateChild(_));
         }
         st
     }
