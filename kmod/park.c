@@ -214,8 +214,13 @@ static unsigned long park_chunks(struct mm_struct *mm, struct af_range *r)
 			val = READ_ONCE(*pmd);
 			if (!af_pmd_is_table(val))
 				continue;
-			WRITE_ONCE(*word, pmd_val(val));
 			set_pmd(pmd, __pmd(0));
+			/*
+			 * The slot before the word: an abort that a migration
+			 * in another VMA's anon_vma tree brings about walks
+			 * all words, and attaches to empty slots only.
+			 */
+			smp_store_release(word, pmd_val(val));
 			n++;
 		}
 	}
