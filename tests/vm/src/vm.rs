@@ -867,11 +867,15 @@ mod tests {
 
     #[test]
     fn a_share_needs_a_place_in_the_guest() {
-        let root = Path::new("/work/main");
-        for good in ["/work/main", "/work/main/target/bench", "/tmp/out"] {
+        let root = Path::new("/checkout/asyncfork");
+        for good in [
+            "/checkout/asyncfork",
+            "/checkout/asyncfork/target/bench",
+            "/tmp/out",
+        ] {
             assert!(check_share(Path::new(good), root).is_ok(), "{good}");
         }
-        for bad in ["/work", "/work/main2", "/data", "/tmpfs"] {
+        for bad in ["/checkout", "/checkout/asyncfork2", "/data", "/tmpfs"] {
             assert!(check_share(Path::new(bad), root).is_err(), "{bad}");
         }
     }
