@@ -64,7 +64,7 @@ static void sync_all(struct mm_struct *mm)
 struct af_verdict af_hook_userfaultfd_ioctl(struct file *file, unsigned int cmd,
 					    unsigned long arg)
 {
-	struct af_userfaultfd_ctx *ctx = file->private_data;
+	struct userfaultfd_ctx *ctx = file->private_data;
 	struct guard g = { .mm = ctx->mm, .task = current };
 	struct af_verdict v = { .skip = 0 };
 

@@ -266,11 +266,9 @@ static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
 }
 #endif
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
-#define af_userfaultfd_ctx	userfaultfd_ctx
-#else
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
 /* fs/userfaultfd.c keeps this private; we read ->mm only. */
-struct af_userfaultfd_ctx {
+struct userfaultfd_ctx {
 	wait_queue_head_t wqh[4];
 	seqcount_spinlock_t refile_seq;
 	refcount_t refcount;

@@ -3,7 +3,6 @@
  * The hooks of functions whose prototype differs between kernel versions:
  * they find mm and range in the arguments, the rest is the same for all.
  */
-
 #include "compat.h"
 #include "hooks.h"
 #include "../hooks.h"
@@ -60,19 +59,19 @@ struct pagetable_move_control {
 };
 #endif
 
-#define MEMBER(type, copy, member)	{ #type, #member, offsetof(struct copy, member) }
+#define MEMBER(type, member)	{ #type, #member, offsetof(struct type, member) }
 
 const struct af_member af_expected_members[] = {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
-	MEMBER(unmap_desc, unmap_desc, vma_start),
-	MEMBER(unmap_desc, unmap_desc, vma_end),
-	MEMBER(pagetable_move_control, pagetable_move_control, old),
-	MEMBER(pagetable_move_control, pagetable_move_control, old_addr),
-	MEMBER(pagetable_move_control, pagetable_move_control, old_end),
-	MEMBER(pagetable_move_control, pagetable_move_control, new_addr),
+	MEMBER(unmap_desc, vma_start),
+	MEMBER(unmap_desc, vma_end),
+	MEMBER(pagetable_move_control, old),
+	MEMBER(pagetable_move_control, old_addr),
+	MEMBER(pagetable_move_control, old_end),
+	MEMBER(pagetable_move_control, new_addr),
 #endif
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
-	MEMBER(userfaultfd_ctx, af_userfaultfd_ctx, mm),
+	MEMBER(userfaultfd_ctx, mm),
 #endif
 	{ }
 };
@@ -83,16 +82,7 @@ void af_hook_unmap_vmas(struct mmu_gather *tlb, struct unmap_desc *unmap)
 {
 	af_hook_unmap(tlb->mm, unmap->vma_start, unmap->vma_end);
 }
-#else
-void af_hook_unmap_vmas(struct mmu_gather *tlb, void *tree,
-			struct vm_area_struct *vma, unsigned long start,
-			unsigned long end)
-{
-	af_hook_unmap(tlb->mm, start, end);
-}
-#endif
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 void af_hook_zap_vma_range_batched(struct mmu_gather *tlb,
 				   struct vm_area_struct *vma,
 				   unsigned long addr, unsigned long size)
@@ -100,6 +90,13 @@ void af_hook_zap_vma_range_batched(struct mmu_gather *tlb,
 	af_hook_zap(vma, addr, size);
 }
 #else
+void af_hook_unmap_vmas(struct mmu_gather *tlb, void *tree,
+			struct vm_area_struct *vma, unsigned long start,
+			unsigned long end)
+{
+	af_hook_unmap(tlb->mm, start, end);
+}
+
 void af_hook_zap_page_range_single(struct vm_area_struct *vma,
 				   unsigned long addr, unsigned long size)
 {
