@@ -245,7 +245,7 @@ static void try_finish(struct af_session *s)
 	    test_and_set_bit(AF_FINISHED, &s->flags))
 		return;
 
-	s->end_ns = ktime_get_ns();
+	WRITE_ONCE(s->end_ns, ktime_get_ns());
 	spin_lock(&hash_lock);
 	hlist_del_rcu(&s->link[AF_PARENT].node);
 	hlist_del_rcu(&s->link[AF_CHILD].node);
@@ -295,7 +295,7 @@ void af_session_forked(struct af_session *s, struct task_struct *child)
 	unsigned int i;
 
 	s->child_pid = task_tgid_nr(child);
-	s->forked_ns = ktime_get_ns();
+	WRITE_ONCE(s->forked_ns, ktime_get_ns());
 	set_bit(AF_FORKED, &s->flags);
 	set_bit(AF_FLUSHED, &s->flags);
 	if (!atomic_long_read(&s->count[AF_N_PARKED])) {

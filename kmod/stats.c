@@ -120,11 +120,13 @@ static enum asyncfork_state session_state(const struct af_session *s)
 
 static u64 session_copy_ns(const struct af_session *s)
 {
-	if (!s->forked_ns)
+	u64 begin = READ_ONCE(s->forked_ns);
+	/* Not AF_FINISHED: that is set a moment before. */
+	u64 end = READ_ONCE(s->end_ns);
+
+	if (!begin)
 		return 0;
-	if (!test_bit(AF_FINISHED, &s->flags))
-		return ktime_get_ns() - s->forked_ns;
-	return s->end_ns - s->forked_ns;
+	return (end ?: ktime_get_ns()) - begin;
 }
 
 /**
