@@ -293,6 +293,7 @@ int af_copy_odd(struct af_session *s, const struct af_range *r,
 	part_init(&dst, r, &t->dst.mm, r->dst_flags, start, end);
 
 	mmap_write_lock(&t->src.mm);
+	af_vma_set_write_locked(&src);
 	ret = af_fault() ? -ENOMEM :
 			   static_call(af_copy_page_range)(&dst, &src);
 	mmap_write_unlock(&t->src.mm);

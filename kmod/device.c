@@ -9,6 +9,7 @@
 #include <linux/fs.h>
 #include <linux/hashtable.h>
 #include <linux/kref.h>
+#include <linux/lockdep.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
 #include <linux/sched/mm.h>
@@ -59,6 +60,7 @@ static struct af_file *armed_find(struct task_struct *task)
 {
 	struct af_file *f;
 
+	lockdep_assert_held(&armed_lock);
 	hash_for_each_possible(armed, f, node, (unsigned long)task)
 		if (f->task == task)
 			return f;
@@ -67,6 +69,7 @@ static struct af_file *armed_find(struct task_struct *task)
 
 static void armed_del(struct af_file *f)
 {
+	lockdep_assert_held(&armed_lock);
 	hash_del(&f->node);
 	put_task_struct(f->task);
 	f->task = NULL;

@@ -7,6 +7,7 @@
  * page is touched. What cannot be parked goes to the original function.
  */
 #include <linux/bits.h>
+#include <linux/lockdep.h>
 #include <linux/mm.h>
 #include <linux/rmap.h>
 #include <linux/slab.h>
@@ -368,6 +369,7 @@ struct af_verdict af_park(struct vm_area_struct *dst,
 	struct af_verdict v = { .skip = 0 };
 	struct af_session *s;
 
+	lockdep_assert_held_write(&src->vm_mm->mmap_lock);
 	s = af_session_find(dst->vm_mm, AF_CHILD, false);
 	if (!s)
 		return v;

@@ -7,6 +7,7 @@
  * looked up: after munmap()'s downgrade the VMA is gone from the tree already.
  * BUSY never waits for memory; a plain chunk is copied with preemption off.
  */
+#include <linux/lockdep.h>
 #include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
@@ -22,6 +23,10 @@
 
 /* About one plain chunk's copy; then the waiter sleeps. */
 #define SPINS	2000
+
+/* A BUSY chunk is a lock: lockdep checks the order that session.h draws. */
+static struct lockdep_map chunk_busy __maybe_unused =
+	AF_LOCKDEP_MAP_INIT("chunk_busy", &chunk_busy);
 
 /**
  * af_pmd_lookup - the PMD entry for @addr
@@ -142,6 +147,8 @@ static void wait_done(unsigned long *word)
 {
 	unsigned int i;
 
+	lock_map_acquire(&chunk_busy);
+	lock_map_release(&chunk_busy);
 	for (i = 0; i < SPINS; i++) {
 		/* Pairs with set_done(). */
 		if (smp_load_acquire(word) != AF_WORD_BUSY)
@@ -183,8 +190,8 @@ static bool merge(struct mm_struct *mm, pmd_t *pmd, unsigned long addr,
 			whole = false;
 			continue;
 		}
-		set_pte_at(mm, addr, &to[i], from[i]);
-		pte_clear(mm, addr, &from[i]);
+		set_pte_at(mm, addr, &to[i],
+			   ptep_get_and_clear(mm, addr, &from[i]));
 	}
 	spin_unlock(ptl);
 	return whole;
@@ -339,6 +346,7 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 		preempt_enable();
 	}
 
+	lock_map_acquire(&chunk_busy);
 	/* An abort waits for BUSY chunks, so this one may still be copied. */
 	saved = __pmd(val);
 	if (copy) {
@@ -350,6 +358,7 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 	}
 	/* On error too: the parent must not need the copy. */
 	attach(s, AF_PARENT, r, addr, pmd_pgtable(saved), saved);
+	lock_map_release(&chunk_busy);
 	set_done(word);
 	preempt_enable();
 	count_time(s, addr, hook, start);

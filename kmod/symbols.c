@@ -68,15 +68,6 @@ static unsigned long kprobe_address(const char *name)
 	return ALIGN_DOWN(addr, 16);
 }
 
-#define RESOLVE(key, name)						\
-({									\
-	unsigned long addr_ = af_symbol(name);				\
-									\
-	if (addr_)							\
-		static_call_update(key, (void *)addr_);			\
-	addr_;								\
-})
-
 /**
  * af_symbols_init - resolve every symbol that the module calls
  *
@@ -90,20 +81,20 @@ int af_symbols_init(void)
 		return -ENOENT;
 	static_call_update(lookup_name, (void *)addr);
 
-	if (!RESOLVE(lookup_size, "kallsyms_lookup_size_offset") ||
-	    !RESOLVE(get_btf, "bpf_get_btf_vmlinux") ||
-	    !RESOLVE(btf_find, "btf_find_by_name_kind") ||
-	    !RESOLVE(btf_name, "btf_name_by_offset") ||
-	    !RESOLVE(af_copy_page_range, "copy_page_range") ||
-	    !RESOLVE(af_p4d_alloc, "__p4d_alloc") ||
-	    !RESOLVE(af_pud_alloc, "__pud_alloc") ||
-	    !RESOLVE(af_pmd_alloc, "__pmd_alloc") ||
-	    !RESOLVE(af_flush_tlb_mm_range, "flush_tlb_mm_range") ||
-	    !RESOLVE(af_userfaultfd_ioctl, "userfaultfd_ioctl"))
+	if (!AF_RESOLVE(lookup_size, "kallsyms_lookup_size_offset") ||
+	    !AF_RESOLVE(get_btf, "bpf_get_btf_vmlinux") ||
+	    !AF_RESOLVE(btf_find, "btf_find_by_name_kind") ||
+	    !AF_RESOLVE(btf_name, "btf_name_by_offset") ||
+	    !AF_RESOLVE(af_copy_page_range, "copy_page_range") ||
+	    !AF_RESOLVE(af_p4d_alloc, "__p4d_alloc") ||
+	    !AF_RESOLVE(af_pud_alloc, "__pud_alloc") ||
+	    !AF_RESOLVE(af_pmd_alloc, "__pmd_alloc") ||
+	    !AF_RESOLVE(af_flush_tlb_mm_range, "flush_tlb_mm_range") ||
+	    !AF_RESOLVE(af_userfaultfd_ioctl, "userfaultfd_ioctl"))
 		return -ENOENT;
 
 	af_mmlist_lock = (spinlock_t *)af_symbol("mmlist_lock");
-	return af_mmlist_lock ? 0 : -ENOENT;
+	return af_mmlist_lock ? af_ptlock_resolve() : -ENOENT;
 }
 
 /* Does @caller hold a CALL or JMP rel32 to @callee? */

@@ -44,6 +44,16 @@ struct af_member {
 
 extern const struct af_member af_expected_members[];
 
+/* Point a static call at the kernel's function; false: there is none. */
+#define AF_RESOLVE(key, name)						\
+({									\
+	unsigned long addr_ = af_symbol(name);				\
+									\
+	if (addr_)							\
+		static_call_update(key, (void *)addr_);			\
+	addr_;								\
+})
+
 unsigned long af_symbol(const char *name);
 int af_symbols_init(void);
 int af_symbols_check_calls(void);

@@ -171,6 +171,24 @@ static inline void af_mmap_init_lock(struct mm_struct *mm)
 #endif
 }
 
+/* Without lockdep a lockdep_map is empty. */
+#ifdef CONFIG_LOCKDEP
+#define AF_LOCKDEP_MAP_INIT		STATIC_LOCKDEP_MAP_INIT
+#else
+#define AF_LOCKDEP_MAP_INIT(...)	{ }
+#endif
+
+/*
+ * A VMA that nobody else can find, under mmap_write_lock() of its mm, counts as
+ * write-locked: copy_page_range() asserts that of its source.
+ */
+static inline void af_vma_set_write_locked(struct vm_area_struct *vma)
+{
+#ifdef CONFIG_PER_VMA_LOCK
+	vma->vm_lock_seq = vma->vm_mm->mm_lock_seq.sequence;
+#endif
+}
+
 /* Since 7.x the kernel keeps its own to mm/. */
 static inline void af_anon_vma_lock_write(struct anon_vma *anon_vma)
 {
@@ -254,6 +272,10 @@ static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
 	pagetable_dtor(page_ptdesc(table));
 	__free_page(table);
 }
+#elif ALLOC_SPLIT_PTLOCKS
+/* Lock debugging makes the lock of a table an object of its own: ptlock.c. */
+pgtable_t af_pte_alloc(struct mm_struct *mm);
+void af_pte_free(struct mm_struct *mm, pgtable_t table);
 #else
 static inline pgtable_t af_pte_alloc(struct mm_struct *mm)
 {
@@ -263,6 +285,15 @@ static inline pgtable_t af_pte_alloc(struct mm_struct *mm)
 static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
 {
 	pte_free(mm, table);
+}
+#endif
+
+#if ALLOC_SPLIT_PTLOCKS
+int af_ptlock_resolve(void);
+#else
+static inline int af_ptlock_resolve(void)
+{
+	return 0;
 }
 #endif
 

@@ -9,6 +9,15 @@
 #include "../session.h"
 #include "../symbols.h"
 
+/* Where dup_mmap() is, inlined or not: compilers with KASAN inline less. */
+#if AF_THIS_SERIES != AF_SERIES(6, 12)
+#define DUP_MMAP	"dup_mmap"
+#elif defined(CONFIG_KASAN)
+#define DUP_MMAP	"copy_mm"
+#else
+#define DUP_MMAP	"copy_process"
+#endif
+
 /*
  * Hooked functions whose caller sits in the same source file, where a later
  * compiler may inline them, and the callers that matter most of the others.
@@ -20,14 +29,10 @@ const struct af_call af_expected_calls[] = {
 	{ "dump_user_range",	"get_dump_page" },
 	{ "do_user_addr_fault",	"handle_mm_fault" },
 	{ "__get_user_pages",	"handle_mm_fault" },
+	{ DUP_MMAP,		"copy_page_range" },
+	{ DUP_MMAP,		"uprobe_dup_mmap" },
 #if AF_THIS_SERIES == AF_SERIES(6, 12)
-	/* dup_mmap() is inlined there. */
-	{ "copy_process",	"copy_page_range" },
-	{ "copy_process",	"uprobe_dup_mmap" },
 	{ "vms_clear_ptes",	"unmap_vmas" },
-#else
-	{ "dup_mmap",		"copy_page_range" },
-	{ "dup_mmap",		"uprobe_dup_mmap" },
 #endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 	{ "copy_vma_and_data",	"move_page_tables" },

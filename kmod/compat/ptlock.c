@@ -1,0 +1,89 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * PTE tables on kernels with lock debugging
+ *
+ * There the lock of a table does not fit into its struct page: the kernel makes
+ * it with functions that are not exported. Empty for all other kernels.
+ */
+#include "compat.h"
+#include "../symbols.h"
+
+#if ALLOC_SPLIT_PTLOCKS
+#if AF_THIS_SERIES != AF_SERIES(6, 12)
+#error "asyncfork: kernels with lock debugging: 6.12 only"
+#endif
+
+DEFINE_STATIC_CALL_NULL(pte_table_alloc, pte_alloc_one);
+DEFINE_STATIC_CALL_NULL(lock_alloc, ptlock_alloc);
+DEFINE_STATIC_CALL_NULL(lock_free, ptlock_free);
+
+#ifdef CONFIG_DEBUG_LOCK_ALLOC
+/* The kernel's own class: a table may outlive the module. */
+static struct lockdep_map lock_map;
+
+static void set_class(struct ptdesc *table)
+{
+	lockdep_copy_map(&ptlock_ptr(table)->dep_map, &lock_map);
+}
+
+static int learn_class(void)
+{
+	pgtable_t table = static_call(pte_table_alloc)(current->mm);
+
+	if (!table)
+		return -ENOMEM;
+	lockdep_copy_map(&lock_map, &ptlock_ptr(page_ptdesc(table))->dep_map);
+	af_pte_free(current->mm, table);
+	return 0;
+}
+#else
+static void set_class(struct ptdesc *table)
+{
+}
+
+static int learn_class(void)
+{
+	return 0;
+}
+#endif
+
+/* As pagetable_pte_ctor() and pagetable_pte_dtor() do it. */
+pgtable_t af_pte_alloc(struct mm_struct *mm)
+{
+	struct page *page = alloc_page(AF_GFP_PTE | __GFP_COMP);
+
+	if (!page)
+		return NULL;
+	if (!static_call(lock_alloc)(page_ptdesc(page))) {
+		__free_page(page);
+		return NULL;
+	}
+	spin_lock_init(ptlock_ptr(page_ptdesc(page)));
+	set_class(page_ptdesc(page));
+	__folio_set_pgtable(page_folio(page));
+	lruvec_stat_add_folio(page_folio(page), NR_PAGETABLE);
+	return page;
+}
+
+void af_pte_free(struct mm_struct *mm, pgtable_t table)
+{
+	static_call(lock_free)(page_ptdesc(table));
+	__folio_clear_pgtable(page_folio(table));
+	lruvec_stat_sub_folio(page_folio(table), NR_PAGETABLE);
+	__free_page(table);
+}
+
+/**
+ * af_ptlock_resolve - find what af_pte_alloc() calls
+ *
+ * Return: 0, -ENOENT after naming the symbol that is missing, or -ENOMEM.
+ */
+int af_ptlock_resolve(void)
+{
+	if (!AF_RESOLVE(pte_table_alloc, "pte_alloc_one") ||
+	    !AF_RESOLVE(lock_alloc, "ptlock_alloc") ||
+	    !AF_RESOLVE(lock_free, "ptlock_free"))
+		return -ENOENT;
+	return learn_class();
+}
+#endif
