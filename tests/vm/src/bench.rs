@@ -8,7 +8,7 @@ use std::process::{Command, Stdio};
 use anyhow::{bail, ensure, Context, Result};
 
 /// The kernels that there are guest roots for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Series {
     /// Debian 12
     #[value(name = "6.1")]
@@ -19,9 +19,16 @@ pub enum Series {
     /// Debian 13 backports
     #[value(name = "7.2")]
     V7_2,
+    /// 6.12 with KASAN, lockdep and more (scripts/debug-kernel)
+    #[value(name = "debug")]
+    Debug,
+    /// 6.12 with KCSAN (scripts/debug-kernel)
+    #[value(name = "kcsan")]
+    Kcsan,
 }
 
 impl Series {
+    /// Those that users have.
     pub const ALL: [Series; 3] = [Series::V6_1, Series::V6_12, Series::V7_2];
 
     /// As the scripts' `--kernel` takes it.
@@ -30,6 +37,34 @@ impl Series {
             Series::V6_1 => "6.1",
             Series::V6_12 => "6.12",
             Series::V7_2 => "7.2",
+            Series::Debug => "debug",
+            Series::Kcsan => "kcsan",
+        }
+    }
+
+    /// How many times as long as on a stock kernel everything takes.
+    pub fn slowness(self) -> u32 {
+        match self {
+            Series::V6_1 | Series::V6_12 | Series::V7_2 => 1,
+            Series::Debug | Series::Kcsan => 8,
+        }
+    }
+
+    /// The scripts, with arguments, that print guest root and release.
+    fn scripts(self) -> [Vec<&'static str>; 2] {
+        let name = self.name();
+        match self {
+            Series::V6_1 | Series::V6_12 | Series::V7_2 => {
+                [vec!["root", name], vec!["root", "--release", name]]
+            }
+            Series::Debug => [
+                vec!["root", "--suites", "6.12"],
+                vec!["debug-kernel", "--debug", "--release"],
+            ],
+            Series::Kcsan => [
+                vec!["root", "--suites", "6.12"],
+                vec!["debug-kernel", "--kcsan", "--release"],
+            ],
         }
     }
 }
@@ -59,16 +94,29 @@ impl Bench {
     /// Errors: another directory, no guest root to be had, no virtme-ng, or a
     /// path that virtme-ng cannot hand to the guest.
     pub fn open(series: Series) -> Result<Self> {
+        Self::open_root(series, false)
+    }
+
+    /// [`Bench::open`], or with the larger guest root of `scripts/suites`.
+    pub fn open_root(series: Series, suites: bool) -> Result<Self> {
         let root = std::env::current_dir()?.canonicalize()?;
         ensure!(
             root.join("scripts/root").exists(),
             "run this from the repository root"
         );
         check_path(&root)?;
+        let [mut guest_root, mut release] = series.scripts();
+        if suites {
+            for words in [&mut guest_root, &mut release] {
+                if words[0] == "root" && words[1] != "--suites" {
+                    words.insert(1, "--suites");
+                }
+            }
+        }
         let bench = Bench {
             series,
-            guest_root: ask(&root, &[series.name()])?.into(),
-            release: ask(&root, &["--release", series.name()])?,
+            guest_root: ask(&root, &guest_root)?.into(),
+            release: ask(&root, &release)?,
             root,
         };
         ensure!(
@@ -110,18 +158,18 @@ impl Bench {
     }
 }
 
-/// What `scripts/root` prints.
-fn ask(root: &Path, args: &[&str]) -> Result<String> {
-    let script = root.join("scripts/root");
+/// What a script prints.
+fn ask(root: &Path, words: &[&str]) -> Result<String> {
+    let script = root.join("scripts").join(words[0]);
     let out = Command::new(&script)
-        .args(args)
+        .args(&words[1..])
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("cannot run {}", script.display()))?;
     if !out.status.success() {
         bail!(
-            "no guest root: scripts/root {}: {}",
-            args.join(" "),
+            "no kernel to boot: scripts/{}: {}",
+            words.join(" "),
             out.status
         );
     }
@@ -147,10 +195,9 @@ mod tests {
 
     #[test]
     fn a_series_is_called_as_on_the_command_line() {
-        for series in Series::ALL {
+        for &series in Series::value_variants() {
             assert_eq!(Series::from_str(series.name(), false), Ok(series));
         }
-        assert_eq!(Series::value_variants(), Series::ALL);
     }
 
     #[test]

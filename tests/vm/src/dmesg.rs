@@ -37,6 +37,8 @@ const COMPLAINTS: &[&str] = &[
     "possible recursive locking",
     "inconsistent lock state",
     "suspicious RCU",
+    "trying to register non-static key",
+    "turning off the locking correctness validator",
     "sleeping function called",
     "scheduling while atomic",
     "soft lockup",
@@ -59,6 +61,7 @@ const COMPLAINTS: &[&str] = &[
     "pagealloc: memory corruption",
     "pagealloc: single bit error",
     "ftrace bug",
+    "page dumped because",
     // Indirect calls that IBT or FineIBT caught.
     "Missing ENDBR",
     "CFI failure at",
@@ -74,16 +77,26 @@ const COMPLAINT_PAIRS: &[(&str, &str)] = &[
 const STACK_TRACE: &str = "Call Trace:";
 
 /// Reports with a stack trace that mean no harm: (heading, why).
-const ALLOWED_REPORTS: &[(&str, &str)] = &[(
-    "invoked oom-killer:",
-    "tests hit memory limits on purpose; the kernel explains its choice of a victim",
-)];
+const ALLOWED_REPORTS: &[(&str, &str)] = &[
+    (
+        "invoked oom-killer:",
+        "tests hit memory limits on purpose; the kernel explains its choice of a victim",
+    ),
+    (
+        "FAULT_INJECTION: forcing a failure",
+        "a test has allocations fail, and the kernel says which",
+    ),
+];
 
 /// Lines that mean no harm: (beginning, why).
 const ALLOWED_LINES: &[(&str, &str)] = &[
     (
         "virtme-ng-init: ",
         "the guest's init warns of host programs that it would use if they were there",
+    ),
+    (
+        "rcu: \tRCU callback double-/use-after-free debug is enabled",
+        "a kernel of scripts/debug-kernel says at boot what it looks for",
     ),
     (
         "WARNING: workqueue cpumask: online intersect > possible intersect",
@@ -204,6 +217,34 @@ pub fn bad_taint(tainted: u64) -> Option<String> {
     (!bad.is_empty()).then(|| format!("kernel tainted by: {}", bad.join(", ")))
 }
 
+/// What `/proc/lockdep_stats` says against a run: nothing if lockdep is still at it.
+pub fn lockdep_off(stats: &str) -> Option<String> {
+    let on = stats
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("debug_locks:"))
+        .any(|value| value.trim() == "1");
+    (!on).then(|| "lockdep has switched itself off: what it did not say proves nothing".to_owned())
+}
+
+/// The leaks in `/sys/kernel/debug/kmemleak` that are ours: a frame of the
+/// allocation is in the module, or in one that is no longer loaded.
+pub fn leaks(report: &str) -> Vec<String> {
+    const OBJECT: &str = "unreferenced object ";
+    let ours = |line: &&str| line.contains("[asyncfork]") || line.trim().starts_with("0xffff");
+    if !report.trim().is_empty() && !report.contains(OBJECT) {
+        return vec![format!("no leak check: {}", report.trim())];
+    }
+    report
+        .split(OBJECT)
+        .skip(1)
+        .filter_map(|object| {
+            let (head, rest) = object.split_once('\n')?;
+            let frame = rest.lines().find(ours)?.trim();
+            Some(format!("kmemleak: {OBJECT}{head} {frame}"))
+        })
+        .collect()
+}
+
 fn is_complaint(text: &str) -> bool {
     COMPLAINTS.iter().any(|c| text.contains(c))
         // SLUB: "BUG kmalloc-64 (Tainted: G ...): Redzone overwritten"
@@ -246,6 +287,7 @@ mod tests {
 
     /// The notable lines of a stock 6.1 boot in QEMU, and of loading a module.
     const CLEAN: &str = "\
+[    0.000000] rcu: \tRCU callback double-/use-after-free debug is enabled.
 [    0.000000] Linux version 6.1.0-56-amd64 (debian-kernel@lists.debian.org) (gcc-12)
 [    0.026167] calibrate_delay_direct() failed to get a good estimate for loops_per_jiffy.
 [    0.026167] Probably due to long platform interrupts. Consider using \"lpj=\" boot option.
@@ -307,6 +349,9 @@ mod tests {
             "kworker/0:1: page allocation failure: order:0, mode:0x800(GFP_NOWAIT)",
             "asyncfork: unexpected slot (at 7f0000000000); switched off",
             "BUG kmalloc-64 (Tainted: G           OE     ): Poison overwritten",
+            "INFO: trying to register non-static key.",
+            "turning off the locking correctness validator.",
+            "page dumped because: VM_BUG_ON_FOLIO(!folio_test_anon(folio))",
             "pagealloc: memory corruption",
             "Kernel panic - not syncing: Fatal exception",
             "Call Trace:",
@@ -385,6 +430,39 @@ mod tests {
         assert_eq!(last_test(log), Some("b"));
         assert_eq!(last_test(CLEAN), Some("munmap_of_parked_memory"));
         assert_eq!(last_test("[ 3.0] end\n"), None);
+    }
+
+    #[test]
+    fn lockdep_has_to_be_on_at_the_end() {
+        let stats =
+            " lock-classes:  1731 [max: 8192]\n debug_locks:                             1\n";
+        assert_eq!(lockdep_off(stats), None);
+        assert!(lockdep_off(&stats.replace(" 1\n", " 0\n")).is_some());
+        assert!(lockdep_off("").is_some());
+    }
+
+    #[test]
+    fn a_leak_of_the_module_is_found_after_it_is_gone() {
+        let object = |frame: &str| {
+            format!(
+                "unreferenced object 0xffff888012345678 (size 64):
+  comm \"insmod\", pid 312, jiffies 4294937296
+  hex dump (first 32 bytes):
+    00 00 00 00 00 00 00 00 ff ff ff ff ff ff ff ff  ................
+  backtrace (crc 0):
+    __kmalloc_cache_noprof+0x1c3/0x230
+    {frame}
+    do_syscall_64+0x5b/0x120
+"
+            )
+        };
+        let foreign = object("acpi_init+0x10/0x20");
+        let ours = object("af_session_create+0x10/0x20 [asyncfork]");
+        let unloaded = object("0xffffffffc0a01234");
+        assert!(leaks("").is_empty());
+        assert!(leaks(&foreign).is_empty());
+        assert_eq!(leaks(&format!("{foreign}{ours}{unloaded}")).len(), 2);
+        assert_eq!(leaks("kmemleak is off\n").len(), 1);
     }
 
     #[test]

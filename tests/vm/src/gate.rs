@@ -77,7 +77,10 @@ const WORDS_FAULTS: &str = "page_poison=1 slub_debug=FZP retbleed=stuff,force sp
 const CPU_FAULTS: &str = "vendor=GenuineIntel";
 /// Memory that the host itself needs beside the guests'.
 const HOST_MEMORY: u64 = 2 << 30;
-/// No VM suite takes longer than this.
+/// Instead of those, for the kernels of scripts/debug-kernel: KASAN sees more than
+/// poison does, and with poison, too, nothing would ever end.
+const WORDS_DEBUG: &str = "numa=fake=2 kmemleak=on";
+/// No VM suite takes longer than this on a stock kernel.
 const SUITE_SECONDS: u64 = 1500;
 /// A stage that runs longer says so this often.
 const TICK: Duration = Duration::from_secs(30);
@@ -138,13 +141,15 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
     Ok(gate.summary)
 }
 
-/// The kernels asked for, or all of them. Their guest roots are made side by
+/// The kernels asked for, or all that users have. Their guest roots are made side by
 /// side where they are missing.
 fn open_benches(kernels: &[Series]) -> Result<Vec<Bench>> {
-    let wanted: Vec<Series> = Series::ALL
-        .into_iter()
-        .filter(|series| kernels.is_empty() || kernels.contains(series))
-        .collect();
+    let mut wanted = match kernels {
+        [] => Series::ALL.to_vec(),
+        _ => kernels.to_vec(),
+    };
+    wanted.sort();
+    wanted.dedup();
     thread::scope(|scope| {
         let threads: Vec<_> = wanted
             .into_iter()
@@ -507,13 +512,14 @@ impl Suite<'_> {
             memory: options.memory.clone(),
             la57: Some(self.la57),
             append: match (self.kind, self.la57) {
+                (_, La57::Off) if self.bench.series.slowness() > 1 => vec![WORDS_DEBUG.to_owned()],
                 (Kind::Faults, _) => vec![WORDS_FAULTS.to_owned()],
                 (_, La57::Off) => vec![WORDS_4.to_owned()],
                 (_, La57::On) => vec![WORDS_5.to_owned()],
             },
             cpu: (self.kind == Kind::Faults).then(|| CPU_FAULTS.to_owned()),
             accel: options.accel,
-            timeout: SUITE_SECONDS,
+            timeout: SUITE_SECONDS * u64::from(self.bench.series.slowness()),
             share: vec![results.clone()],
             ..VmOptions::default()
         };

@@ -25,6 +25,14 @@ done
 # There is no udev to do it.
 if [ -e "$run/disk" ]; then modprobe virtio_blk; fi
 
+# On a kernel of scripts/debug-kernel. No scans while the command runs, they take long.
+leaks=''
+if grep -qw kmemleak=on /proc/cmdline; then
+	leaks=/sys/kernel/debug/kmemleak
+	mountpoint -q /sys/kernel/debug || mount -t debugfs debugfs /sys/kernel/debug
+	echo scan=off >$leaks
+fi
+
 if grep -qw la57 /proc/cpuinfo; then echo on; else echo off; fi >"$run/la57"
 : >"$run/started"
 
@@ -38,6 +46,16 @@ if [ $(($(seconds) - begin)) -ge "$limit" ]; then
 	case $status in 124 | 137) end=timeout ;; esac
 fi
 
+# Lockdep that has switched itself off, perhaps for want of room, has proved nothing.
+if [ -e /proc/lockdep_stats ]; then cp /proc/lockdep_stats "$run/lockdep"; fi
+if [ -n "$leaks" ] && [ $end = exited ]; then
+	# Twice: what a CPU or a grace period still held the first time is no leak.
+	if sleep 6 && echo scan >$leaks && sleep 6 && echo scan >$leaks; then
+		cat $leaks
+	else
+		echo "kmemleak is off"
+	fi >"$run/kmemleak"
+fi
 dmesg >"$run/dmesg"
 cat /proc/sys/kernel/tainted >"$run/tainted"
 if [ $end = timeout ]; then

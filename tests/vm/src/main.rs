@@ -40,6 +40,9 @@ struct Run {
     /// Kernel to boot
     #[arg(long, value_enum, value_name = "SERIES", default_value_t = Series::V6_1)]
     kernel: Series,
+    /// Boot the guest root of scripts/root --suites
+    #[arg(long)]
+    suites_root: bool,
     #[command(flatten)]
     vm: VmOptions,
     /// Command and arguments
@@ -69,7 +72,7 @@ fn main() -> ExitCode {
 fn run(args: Run) -> Result<ExitCode> {
     interrupt::catch()?;
     let outcome = args.vm.run(
-        &Bench::open(args.kernel)?,
+        &Bench::open_root(args.kernel, args.suites_root)?,
         &args.command,
         Streams::inherit(),
     )?;

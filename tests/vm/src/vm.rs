@@ -288,6 +288,13 @@ impl Limits {
         first_line: Duration::from_secs(120),
         boot: Duration::from_secs(420),
     };
+
+    fn times(self, n: u32) -> Limits {
+        Limits {
+            first_line: self.first_line * n,
+            boot: self.boot * n,
+        }
+    }
 }
 
 impl VmOptions {
@@ -298,7 +305,8 @@ impl VmOptions {
     /// started and then failed is an [`Outcome`].
     pub fn run(&self, bench: &Bench, command: &[String], streams: Streams) -> Result<Outcome> {
         let how = accel::choose(bench, self.accel)?;
-        self.boot(bench, &how, &Limits::USUAL, command, streams)
+        let limits = Limits::USUAL.times(bench.series.slowness());
+        self.boot(bench, &how, &limits, command, streams)
     }
 
     pub(crate) fn boot(
@@ -344,6 +352,20 @@ impl VmOptions {
                 test: None,
                 times: 1,
             });
+        }
+        if matches!(end, End::Exited(_)) {
+            let lockdep = Some(read("lockdep")).filter(|stats| !stats.is_empty());
+            findings.extend(
+                lockdep
+                    .and_then(|stats| dmesg::lockdep_off(&stats))
+                    .into_iter()
+                    .chain(dmesg::leaks(&read("kmemleak")))
+                    .map(|line| Finding {
+                        line,
+                        test: None,
+                        times: 1,
+                    }),
+            );
         }
         Ok(Outcome { end, findings, dir })
     }
@@ -528,8 +550,13 @@ fn kernel_words(accel: Accel) -> Vec<String> {
         "panic=-1",
     ];
     if accel == Accel::Tcg {
-        // A host that is busy elsewhere stops the guest for seconds: no lockup.
-        words.extend(["rcupdate.rcu_cpu_stall_timeout=150", "watchdog_thresh=30"]);
+        // A host that is busy elsewhere stops the guest for seconds: no lockup, and
+        // no timer interrupt that does not work.
+        words.extend([
+            "rcupdate.rcu_cpu_stall_timeout=150",
+            "watchdog_thresh=30",
+            "no_timer_check",
+        ]);
     }
     words.into_iter().map(str::to_owned).collect()
 }
