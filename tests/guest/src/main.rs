@@ -17,7 +17,9 @@ mod procfs;
 mod rng;
 mod runner;
 mod session;
+mod swap;
 mod sys;
+mod torture;
 mod verdict;
 
 use anyhow::{bail, Context as _};
@@ -41,6 +43,8 @@ enum Command {
     Test(TestArgs),
     /// Measure stock against asynchronous forks, and what an idle module costs
     Bench(bench::BenchArgs),
+    /// Random work, forks and disturbances for minutes or hours
+    Torture(torture::TortureArgs),
     /// The forking program that the test of the library runs
     #[command(hide = true)]
     Forker(cases::ForkerArgs),
@@ -80,6 +84,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(args) => test(args),
         Command::Bench(args) => expect_guest(args.not_a_guest).and_then(|()| bench::run(&args)),
+        Command::Torture(args) => expect_guest(args.not_a_guest).and_then(|()| torture::run(&args)),
         Command::Forker(args) => cases::forker(&args),
     };
     match result {
@@ -106,9 +111,7 @@ fn test(args: TestArgs) -> anyhow::Result<bool> {
         module: args.module.unwrap_or_default(),
         shim: args.shim.unwrap_or_default(),
         results: args.results.unwrap_or_default(),
-        seed: args
-            .seed
-            .unwrap_or_else(|| rng::mix(sys::now_ns() ^ sys::pid() as u64) >> 32),
+        seed: args.seed.unwrap_or_else(rng::new_seed),
         suite: args.suite,
         filters: args.filter,
         control: args.control,

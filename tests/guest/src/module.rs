@@ -9,6 +9,7 @@ use std::fs;
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const SYSFS: &str = "/sys/module/asyncfork";
 
@@ -26,8 +27,8 @@ impl Module {
 
     /// Loads the module; `params` as on insmod's command line.
     pub fn load(&self, params: &str) -> io::Result<()> {
-        if self.injects_faults()? {
-            // It counts as untested on every kernel.
+        if self.injects_faults()? || on_debug_kernel()? {
+            // They count as untested.
             return self.load_as_it_is(&format!("allow_untested=1 {params}"));
         }
         self.load_as_it_is(params)
@@ -106,6 +107,21 @@ impl Module {
     /// The totals since load.
     pub fn stats(&self) -> Outcome<Stats> {
         Ok(open()?.stats().map_err(device_error)?)
+    }
+}
+
+/// Whether this is a kernel of `scripts/debug-kernel`.
+fn on_debug_kernel() -> io::Result<bool> {
+    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.contains("-asyncfork-"))
+}
+
+/// Loads a module of the distribution.
+pub fn modprobe(name: &str, options: &[&str]) -> Outcome {
+    let status = Command::new("modprobe").arg(name).args(options).status()?;
+    if status.success() {
+        Ok(())
+    } else {
+        Err(Verdict::Skip(format!("modprobe {name}: {status}")))
     }
 }
 

@@ -38,6 +38,19 @@ impl Rng {
         start..start + n
     }
 
+    /// An index into `shares`, as often as its share is of their sum, which must not be 0.
+    pub fn weighted(&mut self, shares: &[usize]) -> usize {
+        let mut left = self.below(shares.iter().sum());
+        shares
+            .iter()
+            .position(|&share| {
+                let hit = left < share;
+                left = left.saturating_sub(share);
+                hit
+            })
+            .expect("it is below the sum")
+    }
+
     /// The numbers `0..n` in random order.
     pub fn shuffled(&mut self, n: usize) -> Vec<usize> {
         let mut v: Vec<usize> = (0..n).collect();
@@ -46,6 +59,11 @@ impl Rng {
         }
         v
     }
+}
+
+/// A seed that no other run has had.
+pub fn new_seed() -> u64 {
+    mix(crate::sys::now_ns() ^ crate::sys::pid() as u64) >> 32
 }
 
 /// The finalizer of splitmix64: a bijection in which every input bit changes half the output.
@@ -77,6 +95,8 @@ mod tests {
         for len in 1..50 {
             let range = r.range(len, 9);
             assert!(!range.is_empty() && range.end <= len && range.len() <= 9);
+            let shares = [0, len, 0, 1];
+            assert!([1, 3].contains(&r.weighted(&shares)));
             let mut s = r.shuffled(len);
             s.sort_unstable();
             assert_eq!(s, (0..len).collect::<Vec<_>>());

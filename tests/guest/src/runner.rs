@@ -6,12 +6,13 @@ use crate::cases::{Suite, Test, TESTS};
 use crate::cgroup::Cgroup;
 use crate::ctx::Ctx;
 use crate::hold;
-use crate::leak::Census;
+use crate::leak;
 use crate::mem::probe;
 use crate::module::Module;
 use crate::sys::{self, Exit};
 use crate::verdict::{Context, Outcome, Verdict};
 use anyhow::{bail, Context as _};
+use asyncfork_census::Census;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -104,7 +105,9 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
             .verdict("module_unloads_after_all_tests", &result, options)?;
     }
     if ready.is_ok() {
-        let result = baseline.at("baseline").and_then(|b| b.expect_unchanged());
+        let result = baseline
+            .at("baseline")
+            .and_then(|b| leak::expect_unchanged(&b));
         runner
             .log
             .verdict("kernel_memory_is_back_to_the_baseline", &result, options)?;
@@ -112,10 +115,16 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
     Ok(runner.log.summary())
 }
 
-fn set_up_guest() -> anyhow::Result<()> {
+/// Settings that the tests need, and a tmpfs.
+pub fn set_up_guest() -> anyhow::Result<()> {
     // A real-time parent must be able to keep a CPU for as long as its test needs.
-    fs::write("/proc/sys/kernel/sched_rt_runtime_us", "-1")
-        .context("cannot switch off real-time throttling")?;
+    // EBUSY while the processors' deadline servers are on the move.
+    let path = "/proc/sys/kernel/sched_rt_runtime_us";
+    sys::poll_until(|| match fs::write(path, "-1") {
+        Err(e) if e.raw_os_error() == Some(libc::EBUSY) => Ok(None),
+        result => result.map(Some),
+    })?
+    .context("cannot switch off real-time throttling: busy")?;
     switch_off_fair_servers()?;
     if sys::cpus() < 2 {
         bail!("the guest needs at least two processors");
@@ -262,7 +271,7 @@ impl Runner<'_> {
             })
         });
         if !matches!(gone, Ok(Some(()))) {
-            describe(&ctx.cgroup.processes());
+            sys::describe(&ctx.cgroup.processes());
             self.stopped = Some(format!("processes of {} cannot be killed", ctx.name));
             return;
         }
@@ -322,7 +331,7 @@ fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
     drop(write);
 
     if !wait_with_watchdog(pid)? {
-        describe(&ctx.cgroup.processes());
+        sys::describe(&ctx.cgroup.processes());
         ctx.cgroup.kill()?;
         return Err(Verdict::Broken(format!("stuck for {WATCHDOG_SECONDS} s")));
     }
@@ -445,30 +454,6 @@ fn populate_program() -> std::io::Result<()> {
 fn reap() {
     // SAFETY: no status is asked for.
     while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
-}
-
-/// Shows where processes are stuck, thread by thread.
-fn describe(pids: &[i32]) {
-    for pid in pids {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        for task in tasks.map(|t| t.path()) {
-            let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
-            let status = read("status");
-            let state = status
-                .lines()
-                .find(|l| l.starts_with("State"))
-                .unwrap_or("gone");
-            println!(
-                "  {} {}: {state}\n{}",
-                task.display(),
-                read("comm").trim(),
-                read("stack").trim_end()
-            );
-        }
-    }
 }
 
 /// Lets readers of the kernel log attribute a complaint to its test.

@@ -345,7 +345,7 @@ impl Ended {
 }
 
 /// Every parked chunk was pulled by somebody or given back, and the two ways to count pulls agree.
-fn balanced(r: &Report) -> Result<(), String> {
+pub fn balanced(r: &Report) -> Result<(), String> {
     let pulled = r.by_child + r.by_parent + r.by_helper + r.by_other;
     let asked: u64 = r.pulls.iter().sum();
     if r.parked != pulled + r.reattached {

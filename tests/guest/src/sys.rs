@@ -2,6 +2,7 @@
 //! Thin wrappers of the system calls that several modules need.
 
 use std::ffi::CString;
+use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
@@ -100,6 +101,20 @@ pub enum Exit {
     Signal { signal: i32, core: bool },
 }
 
+impl Exit {
+    /// From the status that wait(2) gives.
+    fn of(status: i32) -> Self {
+        if libc::WIFSIGNALED(status) {
+            Self::Signal {
+                signal: libc::WTERMSIG(status),
+                core: libc::WCOREDUMP(status),
+            }
+        } else {
+            Self::Code(libc::WEXITSTATUS(status))
+        }
+    }
+}
+
 /// Waits for the child process `pid` and reaps it.
 pub fn wait(pid: i32) -> io::Result<Exit> {
     let mut status = 0;
@@ -111,13 +126,42 @@ pub fn wait(pid: i32) -> io::Result<Exit> {
             Err(e) => return Err(e),
         }
     }
-    if libc::WIFSIGNALED(status) {
-        Ok(Exit::Signal {
-            signal: libc::WTERMSIG(status),
-            core: libc::WCOREDUMP(status),
-        })
-    } else {
-        Ok(Exit::Code(libc::WEXITSTATUS(status)))
+    Ok(Exit::of(status))
+}
+
+/// Reaps any child that has ended.
+pub fn wait_any() -> io::Result<Option<(i32, Exit)>> {
+    let mut status = 0;
+    // SAFETY: the status lives across the call.
+    match cvt(unsafe { libc::waitpid(-1, &mut status, libc::WNOHANG) }) {
+        Ok(0) => Ok(None),
+        Ok(pid) => Ok(Some((pid, Exit::of(status)))),
+        Err(e) if e.raw_os_error() == Some(libc::ECHILD) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Shows where processes are stuck, thread by thread.
+pub fn describe(pids: &[i32]) {
+    for pid in pids {
+        let tasks = fs::read_dir(format!("/proc/{pid}/task"))
+            .into_iter()
+            .flatten()
+            .flatten();
+        for task in tasks.map(|t| t.path()) {
+            let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
+            let status = read("status");
+            let state = status
+                .lines()
+                .find(|l| l.starts_with("State"))
+                .unwrap_or("gone");
+            println!(
+                "  {} {}: {state}\n{}",
+                task.display(),
+                read("comm").trim(),
+                read("stack").trim_end()
+            );
+        }
     }
 }
 

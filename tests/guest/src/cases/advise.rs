@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! madvise on parked memory.
 
-use super::common::Gate;
-use super::unmap::some_range;
+use super::common::{while_held, Gate};
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
-use crate::hold::{Hold, Plug};
+use crate::hold::Plug;
 use crate::mem::{Arena, Want, CHUNK_PAGES};
 use crate::procfs;
 use crate::rng::Rng;
@@ -117,7 +116,7 @@ fn dontneed(arena: &mut Arena, _: &mut Rng) -> Outcome {
 
 fn dontneed_parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     for gen in 1..12 {
-        let range = some_range(arena, rng, CHUNK_PAGES);
+        let range = arena.some_range(rng, CHUNK_PAGES);
         arena.part(range.clone()).advise(libc::MADV_DONTNEED)?;
         arena.expect(range.clone(), Want::Zero);
         arena.write(range.start, gen);
@@ -127,7 +126,7 @@ fn dontneed_parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
 
 fn dontneed_locked(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     const MADV_DONTNEED_LOCKED: i32 = 24;
-    let range = some_range(arena, rng, 3 * CHUNK_PAGES);
+    let range = arena.some_range(rng, 3 * CHUNK_PAGES);
     arena.part(range.clone()).advise(MADV_DONTNEED_LOCKED)?;
     arena.expect(range, Want::Zero);
     Ok(())
@@ -143,7 +142,7 @@ fn free(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     }
     // A store takes the advice back.
     for _ in 0..300 {
-        let page = some_range(arena, rng, 1).start;
+        let page = arena.some_range(rng, 1).start;
         arena.write(page, 1);
     }
     Ok(())
@@ -205,7 +204,7 @@ fn remove_guard(arena: &mut Arena, range: Range<usize>) -> Outcome {
 fn guard(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     install_guard(arena, arena.chunk(1))?;
     for len in [3, 40, CHUNK_PAGES] {
-        let range = some_range(arena, rng, len);
+        let range = arena.some_range(rng, len);
         install_guard(arena, range)?;
     }
     arena.verify()
@@ -213,7 +212,7 @@ fn guard(arena: &mut Arena, rng: &mut Rng) -> Outcome {
 
 fn guard_and_back(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     for _ in 0..8 {
-        let range = some_range(arena, rng, CHUNK_PAGES);
+        let range = arena.some_range(rng, CHUNK_PAGES);
         install_guard(arena, range.clone())?;
         remove_guard(arena, range)?;
     }
@@ -232,19 +231,14 @@ fn guard_removed(ctx: &Ctx) -> Outcome<String> {
     for range in ranges.clone() {
         install_guard(&mut arena, range)?;
     }
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    for range in ranges {
-        remove_guard(&mut arena, range)?;
-    }
-    arena.verify()?;
-    arena.write_range(5..30, 1);
-    session.expect_child_held()?;
-    drop(hold);
-
-    let ended = session.finish()?;
-    arena.verify().map_err(|v| v.at("parent"))?;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        for range in ranges {
+            remove_guard(arena, range)?;
+        }
+        arena.verify()?;
+        arena.write_range(5..30, 1);
+        Ok(())
+    })?;
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Walk, 4)?
@@ -271,19 +265,16 @@ fn tables_freed(ctx: &Ctx) -> Outcome<String> {
     );
 
     let mut arena = Arena::new(&mut rng, 16)?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    let got = dontneed_frees(&mut arena, &mut rng)?;
-    claim!(
-        got >= want,
-        "{got} KiB of page tables freed, {want} KiB of memory never parked"
-    );
-    arena.fill(1);
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify().map_err(|v| v.at("parent"))?;
+    let mut got = 0;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        got = dontneed_frees(arena, &mut rng)?;
+        claim!(
+            got >= want,
+            "{got} KiB of page tables freed, {want} KiB of memory never parked"
+        );
+        arena.fill(1);
+        Ok(())
+    })?;
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Zap, arena.chunks())?;

@@ -5,12 +5,12 @@ use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Shape, CHUNK};
 use crate::rng::Rng;
-use crate::verdict::{Outcome, Verdict};
-use asyncfork_uapi::Hook;
+use crate::session::Ended;
+use crate::verdict::Outcome;
+use asyncfork_uapi::{Hook, Reason};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
-use std::process::Command;
 
 /// Something the parent does to an arena; it keeps the arena's model true.
 pub type Op = fn(&mut Arena, &mut Rng) -> Outcome;
@@ -26,19 +26,41 @@ pub fn held(ctx: &Ctx, op: Op, hook: Hook, all: bool, shape: Shape) -> Outcome<S
     let mut arena = Arena::shaped(&mut rng, shape)?;
     let chunks = (arena.span().len() / CHUNK) as u64;
 
+    let ended = while_held(ctx, &mut arena, |arena| op(arena, &mut rng))?;
+    ended
+        .whole(chunks)?
+        .pulled(hook, if all { chunks } else { 1 })?;
+    Ok(ended.detail())
+}
+
+/// Forks, does `op` while the child cannot run, and checks the arena on both sides.
+pub fn while_held(
+    ctx: &Ctx,
+    arena: &mut Arena,
+    op: impl FnOnce(&mut Arena) -> Outcome,
+) -> Outcome<Ended> {
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
     session.expect_running()?;
-    op(&mut arena, &mut rng)?;
+    op(arena)?;
     session.expect_child_held()?;
     drop(hold);
 
     let ended = session.finish()?;
     arena.verify().map_err(|v| v.at("parent"))?;
-    ended
-        .whole(chunks)?
-        .pulled(hook, if all { chunks } else { 1 })?;
-    Ok(ended.detail())
+    Ok(ended)
+}
+
+/// Forks armed and demands a stock fork, for `reason`, with the right image.
+pub fn expect_stock(ctx: &Ctx, arena: &mut Arena, reason: Reason) -> Outcome {
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    arena.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    ended.stock(reason)?;
+    Ok(())
 }
 
 /// Forks and does `op` while the child copies at the same time, on a fresh arena each round.
@@ -102,15 +124,5 @@ impl Gate {
         let mut buf = [0; 4];
         File::from(self.read.try_clone()?).read_exact(&mut buf)?;
         Ok(i32::from_ne_bytes(buf))
-    }
-}
-
-/// Loads a module of the distribution.
-pub fn modprobe(name: &str, options: &[&str]) -> Outcome {
-    let status = Command::new("modprobe").arg(name).args(options).status()?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(Verdict::Skip(format!("modprobe {name}: {status}")))
     }
 }

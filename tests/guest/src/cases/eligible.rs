@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Memory that is not parked keeps its fork semantics, right beside memory that is.
 
+use super::common::expect_stock;
 use super::Test;
 use crate::claim;
 use crate::ctx::Ctx;
@@ -243,15 +244,9 @@ fn shared_mm(ctx: &Ctx) -> Outcome<String> {
             std::ptr::null_mut(),
         )
     })?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    arena.fill(1);
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
+    expect_stock(ctx, &mut arena, Reason::Shared)?;
     sys::kill(other, libc::SIGKILL)?;
     sys::wait(other)?;
-    ended.stock(Reason::Shared)?;
     ctx.fork()
         .start(|| arena.verify())?
         .finish()?
@@ -270,13 +265,7 @@ fn notifier(ctx: &Ctx) -> Outcome<String> {
         .map_err(|e| Verdict::Skip(format!("no nested virtualization here: {e}")))?;
     // SAFETY: a fresh descriptor.
     let machine = unsafe { OwnedFd::from_raw_fd(machine) };
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    arena.fill(1);
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
-    ended.stock(Reason::Notifier)?;
+    expect_stock(ctx, &mut arena, Reason::Notifier)?;
     drop(machine);
     Ok("stock, notifier".into())
 }

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Every allocation of the module fails once. Needs a module built with fault injection.
 
-use super::swap::{page_out, Swap};
+use super::swap::page_out;
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::Arena;
+use crate::swap::Swap;
 use crate::sys::is_errno;
 use crate::verdict::{Context, Outcome, Verdict};
 use crate::{claim, skip_unless};

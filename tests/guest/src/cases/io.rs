@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel reads and writes parked memory on the parent's behalf: read, write, O_DIRECT, pipes, futexes, pinned buffers.
 
-use super::common::modprobe;
+use super::common::expect_stock;
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, PAGE};
+use crate::module::modprobe;
 use crate::rng::Rng;
 use crate::sys::{self, cvt};
 use crate::verdict::{Context, Outcome, Verdict};
@@ -359,13 +360,7 @@ fn pinned(ctx: &Ctx) -> Outcome<String> {
     })
     .at("io_uring_register")?;
 
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    arena.fill(1);
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
-    ended.stock(Reason::Pinned)?;
+    expect_stock(ctx, &mut arena, Reason::Pinned)?;
 
     // "Has or had": the kernel keeps no count.
     drop(ring);

@@ -2,7 +2,7 @@
 //! The tests. A test's name is the claim it makes.
 
 mod advise;
-mod common;
+pub mod common;
 mod device;
 mod dump;
 mod eligible;

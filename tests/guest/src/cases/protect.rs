@@ -2,7 +2,6 @@
 //! mprotect of parked memory. A page table that kept its old protection would be a security hole, so that what counts
 //! is what the processor allows.
 
-use super::unmap::some_range;
 use super::Test;
 use crate::claim;
 use crate::ctx::Ctx;
@@ -100,7 +99,7 @@ fn none(arena: &mut Arena, _: &mut Rng) -> Outcome {
 fn parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     let mut writable = vec![true; arena.pages()];
     for _ in 0..10 {
-        let range = some_range(arena, rng, CHUNK_PAGES);
+        let range = arena.some_range(rng, CHUNK_PAGES);
         let prot = if rng.one_in(2) { libc::PROT_READ } else { RW };
         arena.part(range.clone()).protect(prot)?;
         writable[range].fill(prot == RW);

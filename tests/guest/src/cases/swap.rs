@@ -1,20 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Pages in swap before and during a session. The swap device is a zram disk.
+//! Pages in swap before and during a session.
 
-use super::common::{modprobe, Gate};
+use super::common::Gate;
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
 use crate::hold::{Hold, Plug};
-use crate::mem::{Arena, Shape, Span, Want, CHUNK_PAGES, PAGE};
+use crate::mem::{Arena, Shape, Span, Want, CHUNK_PAGES};
 use crate::procfs;
 use crate::rng::Rng;
-use crate::sys::{self, cvt};
+use crate::swap::Swap;
+use crate::sys;
 use crate::verdict::{Context, Outcome};
 use crate::{claim, require};
 use asyncfork_uapi::Hook;
-use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
 pub const TESTS: &[Test] = &[
@@ -34,69 +34,6 @@ pub const TESTS: &[Test] = &[
     ),
     Test::new("reclaim_to_swap_beside_forks_loses_nothing", reclaim_racing),
 ];
-
-/// A zram disk used as swap until this is dropped.
-pub(super) struct Swap {
-    disk: usize,
-    on: bool,
-}
-
-impl Swap {
-    const MIB: usize = 128;
-
-    pub(super) fn new() -> Outcome<Self> {
-        modprobe("zram", &["num_devices=1"])?;
-        let disk: usize = fs::read_to_string("/sys/class/zram-control/hot_add")?
-            .trim()
-            .parse()
-            .map_err(|e| crate::verdict::Verdict::Broken(format!("zram disk number: {e}")))?;
-        let mut swap = Self { disk, on: false };
-        fs::write(
-            format!("/sys/block/zram{disk}/disksize"),
-            format!("{}M", Self::MIB),
-        )
-        .at("disksize")?;
-        swap.format()?;
-        // SAFETY: a C string that lives across the call.
-        cvt(unsafe { libc::swapon(sys::cstr(swap.device().as_ref()).as_ptr(), 0) }).at("swapon")?;
-        swap.on = true;
-        Ok(swap)
-    }
-
-    fn device(&self) -> String {
-        format!("/dev/zram{}", self.disk)
-    }
-
-    /// What mkswap writes: version, last page, signature at the end of the first page.
-    fn format(&self) -> Outcome {
-        let mut header = vec![0; PAGE];
-        let last = (Self::MIB << 20) / PAGE - 1;
-        header[1024..1028].copy_from_slice(&1u32.to_ne_bytes());
-        header[1028..1032].copy_from_slice(&(last as u32).to_ne_bytes());
-        header[4086..].copy_from_slice(b"SWAPSPACE2");
-        let mut disk = OpenOptions::new()
-            .write(true)
-            .open(self.device())
-            .at(self.device())?;
-        disk.write_all(&header)?;
-        disk.sync_all()?;
-        Ok(())
-    }
-
-    fn off(&self) -> std::io::Result<()> {
-        // SAFETY: a C string that lives across the call.
-        cvt(unsafe { libc::swapoff(sys::cstr(self.device().as_ref()).as_ptr()) }).map(drop)
-    }
-}
-
-impl Drop for Swap {
-    fn drop(&mut self) {
-        if self.on {
-            let _ = self.off();
-        }
-        let _ = fs::write("/sys/class/zram-control/hot_remove", self.disk.to_string());
-    }
-}
 
 /// Sends pages to swap and demands that nearly all are there.
 pub(super) fn page_out(arena: &Arena, pages: std::ops::Range<usize>) -> Outcome {
@@ -197,7 +134,7 @@ fn swapped_while_parked(ctx: &Ctx) -> Outcome<String> {
 
 /// swapoff goes on until no entry is left: it must find those of parked chunks once somebody has pulled them.
 fn swapoff_while_parked(ctx: &Ctx) -> Outcome<String> {
-    let mut swap = Swap::new()?;
+    let swap = Swap::new()?;
     let mut rng = ctx.rng();
     let (board, gate) = (Board::new()?, Gate::new()?);
     let remover = ctx.helper(&board, "swapoff", || {
@@ -214,7 +151,6 @@ fn swapoff_while_parked(ctx: &Ctx) -> Outcome<String> {
     let ended = session.finish()?;
     sys::wait(remover)?;
     board.collect(&["swapoff"])?;
-    swap.on = false;
     arena.verify().map_err(|v| v.at("parent"))?;
     let left = swapped(arena.span())?;
     claim!(left == 0, "{left} pages are still in swap after swapoff");
@@ -226,7 +162,7 @@ fn swapoff_while_parked(ctx: &Ctx) -> Outcome<String> {
 
 /// The parent gives its own entries up; the child's are found only if the child is on the kernel's list of swapping mms.
 fn swapoff_child_only(ctx: &Ctx) -> Outcome<String> {
-    let mut swap = Swap::new()?;
+    let swap = Swap::new()?;
     let mut rng = ctx.rng();
     let gate = Gate::new()?;
     let mut arena = half_swapped(&mut rng)?;
@@ -240,7 +176,6 @@ fn swapoff_child_only(ctx: &Ctx) -> Outcome<String> {
     arena.unmapped(0..arena.pages());
     drop(hold);
     swap.off().at("swapoff")?;
-    swap.on = false;
     gate.open(0)?;
     let ended = session.finish()?;
     ended

@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random operations of several threads and processes, against the model.
 
-use super::unmap::some_range;
 use super::Test;
 use crate::ctx::Ctx;
-use crate::mem::{probe, Arena, Shape, Span, Want, PAGE};
+use crate::mem::{Arena, Shape};
+use crate::require;
 use crate::rng::Rng;
 use crate::sys;
+use crate::torture::Mix;
 use crate::verdict::{Context, Outcome, Verdict};
-use crate::{claim, require};
 use asyncfork_uapi::{Outcome as Fate, Reason};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 const THREADS: usize = 3;
 const FORKS: u32 = 24;
 
@@ -27,61 +26,6 @@ pub const TESTS: &[Test] = &[
         |c| torture(c, Shape::Partial(6)),
     ),
 ];
-
-/// One random operation; the arena's pieces stay mapped and writable.
-fn operation(arena: &mut Arena, rng: &mut Rng, gen: u32) -> Outcome {
-    let range = some_range(arena, rng, 300);
-    let span = arena.part(range.clone());
-    match rng.below(12) {
-        0 => {
-            span.advise(libc::MADV_DONTNEED)?;
-            arena.expect(range, Want::Zero);
-        }
-        1 => {
-            span.unmap()?;
-            span.map(RW, libc::MAP_PRIVATE)?;
-            span.advise(libc::MADV_NOHUGEPAGE)?;
-            arena.expect(range, Want::Zero);
-        }
-        2 => {
-            span.map(RW, libc::MAP_PRIVATE)?;
-            span.advise(libc::MADV_NOHUGEPAGE)?;
-            arena.expect(range.clone(), Want::Zero);
-            arena.write_range(range, gen);
-        }
-        3 => {
-            span.protect(libc::PROT_READ)?;
-            claim!(
-                !probe::store(span, 1),
-                "a store to read-only memory went through"
-            );
-            span.protect(RW)?;
-        }
-        4 => {
-            // One page, which is certainly in one mapping; more may be in several, and mremap refuses those.
-            let page = arena.part(range.start..range.start + 1);
-            let away = Span::reserve(PAGE)?;
-            page.remap(PAGE, 0, Some(away))?;
-            arena
-                .moved(range.start..range.start + 1, away)
-                .verify()
-                .at("moved away")?;
-            away.remap(PAGE, 0, Some(page))?;
-        }
-        5 => {
-            span.lock(0)?;
-            span.unlock()?;
-        }
-        6 => span.advise(libc::MADV_COLD)?,
-        7 => {
-            let map = crate::procfs::pagemap(0, span)?;
-            require!(map.len() == span.pages(), "pagemap is short");
-        }
-        8 => arena.verify()?,
-        _ => arena.write_range(range, gen),
-    }
-    Ok(())
-}
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -97,7 +41,7 @@ fn child(arenas: &[Mutex<Arena>], mut held: Vec<MutexGuard<'_, Arena>>, mut rng:
     if busy {
         for arena in &mut held {
             for n in 0..12 {
-                operation(arena, &mut rng, 100 + n)?;
+                Mix::without(&[]).operate(arena, &mut rng, 100 + n).2?;
             }
             arena.verify().at("child's own changes")?;
         }
@@ -128,7 +72,9 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
                         while wanted.load(Ordering::SeqCst) && !stop.load(Ordering::Relaxed) {
                             std::thread::yield_now();
                         }
-                        operation(&mut lock(arena), &mut rng, gen)?;
+                        Mix::without(&[])
+                            .operate(&mut lock(arena), &mut rng, gen)
+                            .2?;
                         gen += 1;
                     }
                     Ok(())

@@ -2,7 +2,6 @@
 //! Other users of ftrace beside the module's hooks.
 
 use super::common::held;
-use super::unmap::some_range;
 use super::writes::overwrite_random;
 use super::Test;
 use crate::claim;
@@ -80,12 +79,12 @@ fn switch_off(ctx: &Ctx) -> Outcome<String> {
 fn operations(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     arena.part(0..CHUNK_PAGES).unmap()?;
     arena.unmapped(0..CHUNK_PAGES);
-    let range = some_range(arena, rng, 400);
+    let range = arena.some_range(rng, 400);
     arena.part(range.clone()).protect(libc::PROT_READ)?;
     arena
         .part(range)
         .protect(libc::PROT_READ | libc::PROT_WRITE)?;
-    let range = some_range(arena, rng, 400);
+    let range = arena.some_range(rng, 400);
     arena.part(range.clone()).advise(libc::MADV_DONTNEED)?;
     arena.expect(range, Want::Zero);
     arena.part(2 * CHUNK_PAGES..3 * CHUNK_PAGES).resident()?;

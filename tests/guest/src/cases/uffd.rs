@@ -1,10 +1,12 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! userfaultfd: its ioctls fill page tables without a fault.
 
+use super::common::while_held;
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, Want, CHUNK_PAGES, PAGE};
+use crate::rng::Rng;
 use crate::sys::cvt;
 use crate::verdict::{Context, Outcome, Verdict};
 use crate::{claim, require};
@@ -153,34 +155,28 @@ impl Uffd {
 fn register_and_copy(ctx: &Ctx) -> Outcome<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     let uffd = Uffd::new(0)?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-
-    uffd.register(arena.span(), MISSING)?;
-    // Holes in two chunks: one is filled by copies, one by zero pages.
-    let (copied, zeroed) = (300..700, 5 * CHUNK_PAGES..5 * CHUNK_PAGES + 100);
-    for hole in [&copied, &zeroed] {
-        arena.part(hole.clone()).advise(libc::MADV_DONTNEED)?;
-    }
-    for page in copied.clone() {
-        uffd.copy(arena.part(page..page + 1), &arena.bytes(page, 1))
-            .at("UFFDIO_COPY")?;
-    }
-    let taken = uffd.copy(arena.part(0..1), &arena.bytes(0, 1));
-    claim!(
-        crate::sys::is_errno(&taken, libc::EEXIST),
-        "a copy over a page that was parked gives {taken:?}, want EEXIST"
-    );
-    uffd.zero(arena.part(zeroed.clone()))
-        .at("UFFDIO_ZEROPAGE")?;
-    arena.expect_gen(copied, 1);
-    arena.expect(zeroed, Want::Zero);
-    session.expect_child_held()?;
-    drop(hold);
-
-    let ended = session.finish()?;
-    arena.verify().map_err(|v| v.at("parent"))?;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        uffd.register(arena.span(), MISSING)?;
+        // Holes in two chunks: one is filled by copies, one by zero pages.
+        let (copied, zeroed) = (300..700, 5 * CHUNK_PAGES..5 * CHUNK_PAGES + 100);
+        for hole in [&copied, &zeroed] {
+            arena.part(hole.clone()).advise(libc::MADV_DONTNEED)?;
+        }
+        for page in copied.clone() {
+            uffd.copy(arena.part(page..page + 1), &arena.bytes(page, 1))
+                .at("UFFDIO_COPY")?;
+        }
+        let taken = uffd.copy(arena.part(0..1), &arena.bytes(0, 1));
+        claim!(
+            crate::sys::is_errno(&taken, libc::EEXIST),
+            "a copy over a page that was parked gives {taken:?}, want EEXIST"
+        );
+        uffd.zero(arena.part(zeroed.clone()))
+            .at("UFFDIO_ZEROPAGE")?;
+        arena.expect_gen(copied, 1);
+        arena.expect(zeroed, Want::Zero);
+        Ok(())
+    })?;
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Uffd, arena.chunks())?;
@@ -347,6 +343,29 @@ fn during_ioctl(ctx: &Ctx) -> Outcome<String> {
     })
 }
 
+/// Forks while another thread issues ioctls: how many forks parked the arena, and how many were stock because of an ioctl.
+fn forks_beside(ctx: &Ctx, arena: &mut Arena, rng: &mut Rng) -> Outcome<(u32, u32)> {
+    let (mut parked, mut refused) = (0, 0);
+    for round in 0..40 {
+        let session = ctx.fork().start(|| arena.verify())?;
+        let range = rng.range(arena.pages(), 600);
+        arena.write_range(range, round + 1);
+        let ended = session.finish()?;
+        arena.verify()?;
+        match ended.report() {
+            Some(r) if r.outcome() == Fate::Stock => {
+                refused += 1;
+                ended.stock(Reason::Uffd)?;
+            }
+            _ => {
+                parked += 1;
+                ended.whole(arena.chunks())?;
+            }
+        }
+    }
+    Ok((parked, refused))
+}
+
 /// A thread keeps registering, filling and unregistering one area while the main thread forks.
 fn racing(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
@@ -356,8 +375,7 @@ fn racing(ctx: &Ctx) -> Outcome<String> {
     let span = busy.span();
     let uffd = Uffd::new(0)?;
     let stop = AtomicBool::new(false);
-    let (mut parked, mut refused) = (0, 0);
-    std::thread::scope(|scope| -> Outcome {
+    let (parked, refused) = std::thread::scope(|scope| {
         let worker = scope.spawn(|| -> Outcome {
             let bytes = vec![0x5a; PAGE];
             while !stop.load(Ordering::Relaxed) {
@@ -372,24 +390,7 @@ fn racing(ctx: &Ctx) -> Outcome<String> {
             }
             Ok(())
         });
-        let forks = (0..40).try_for_each(|round| -> Outcome {
-            let session = ctx.fork().start(|| arena.verify())?;
-            let range = rng.range(arena.pages(), 600);
-            arena.write_range(range, round + 1);
-            let ended = session.finish()?;
-            arena.verify()?;
-            match ended.report() {
-                Some(r) if r.outcome() == Fate::Stock => {
-                    refused += 1;
-                    ended.stock(Reason::Uffd)?;
-                }
-                _ => {
-                    parked += 1;
-                    ended.whole(arena.chunks())?;
-                }
-            }
-            Ok(())
-        });
+        let forks = forks_beside(ctx, &mut arena, &mut rng);
         stop.store(true, Ordering::Relaxed);
         worker
             .join()
@@ -434,31 +435,28 @@ fn move_parked(ctx: &Ctx) -> Outcome<String> {
     target.map()?;
     let uffd = Uffd::with_move()?;
     uffd.register(target.span(), MISSING)?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    let source = arena.part(arena.chunk(3));
-    let (moved, result) = uffd.move_pages(source, target.part(target.chunk(0)), ALLOW_SRC_HOLES);
-    claim!(
-        moved == 0 && crate::sys::is_errno(&result, libc::EBUSY),
-        "moving parked pages gives {result:?} after {moved} bytes, want EBUSY"
-    );
-    session.expect_child_held()?;
-    drop(hold);
-
-    let ended = session.finish()?;
-    arena.verify().map_err(|v| v.at("parent"))?;
+    let (source, there) = (arena.part(arena.chunk(3)), target.part(target.chunk(0)));
+    let ended = while_held(ctx, &mut arena, |_| {
+        let (moved, result) = uffd.move_pages(source, there, ALLOW_SRC_HOLES);
+        claim!(
+            moved == 0 && crate::sys::is_errno(&result, libc::EBUSY),
+            "moving parked pages gives {result:?} after {moved} bytes, want EBUSY"
+        );
+        Ok(())
+    })?;
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Uffd, arena.chunks())?;
     // Written to, they are the parent's own again.
     let pages = arena.chunk(3);
     arena.write_range(pages.clone(), 1);
-    let (moved, result) = uffd.move_pages(source, target.part(target.chunk(0)), 0);
+    let (moved, result) = uffd.move_pages(source, there, 0);
     result.at("UFFDIO_MOVE")?;
     claim!(moved == source.len(), "{moved} bytes moved");
-    let there = arena.moved(pages.clone(), target.part(target.chunk(0)));
-    there.verify().map_err(|v| v.at("moved pages"))?;
+    arena
+        .moved(pages, there)
+        .verify()
+        .map_err(|v| v.at("moved pages"))?;
     Ok(ended.detail())
 }
 
@@ -473,8 +471,7 @@ fn move_racing(ctx: &Ctx) -> Outcome<String> {
     uffd.register(target.span(), MISSING)?;
     let target = target.span();
     let stop = AtomicBool::new(false);
-    let (mut forks, mut moves) = (0, 0);
-    std::thread::scope(|scope| -> Outcome {
+    let (parked, moves) = std::thread::scope(|scope| -> Outcome<_> {
         let worker = scope.spawn(|| -> Outcome<u64> {
             let mut moves = 0;
             for gen in 1.. {
@@ -510,26 +507,13 @@ fn move_racing(ctx: &Ctx) -> Outcome<String> {
             }
             Ok(moves)
         });
-        let result = (0..40).try_for_each(|round| -> Outcome {
-            let session = ctx.fork().start(|| arena.verify())?;
-            let range = rng.range(arena.pages(), 600);
-            arena.write_range(range, round + 1);
-            let ended = session.finish()?;
-            arena.verify()?;
-            if ended.report().is_some_and(|r| r.outcome() == Fate::Stock) {
-                ended.stock(Reason::Uffd)?;
-            } else {
-                forks += 1;
-                ended.whole(arena.chunks())?;
-            }
-            Ok(())
-        });
+        let forks = forks_beside(ctx, &mut arena, &mut rng);
         stop.store(true, Ordering::Relaxed);
-        moves = worker
+        let moves = worker
             .join()
             .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
-        result
+        Ok((forks?.0, moves))
     })?;
     require!(moves > 0, "nothing was ever moved");
-    Ok(format!("{forks} forks parked, {moves} moves"))
+    Ok(format!("{parked} forks parked, {moves} moves"))
 }

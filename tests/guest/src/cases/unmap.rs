@@ -68,17 +68,9 @@ fn whole(arena: &mut Arena, _: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-/// A random range within one of the mapped pieces.
-pub fn some_range(arena: &Arena, rng: &mut Rng, max: usize) -> std::ops::Range<usize> {
-    let pieces = arena.pieces();
-    let piece = &pieces[rng.below(pieces.len())];
-    let r = rng.range(piece.len(), max);
-    piece.start + r.start..piece.start + r.end
-}
-
 fn parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     for _ in 0..12 {
-        let range = some_range(arena, rng, CHUNK_PAGES);
+        let range = arena.some_range(rng, CHUNK_PAGES);
         arena.part(range.clone()).unmap()?;
         arena.unmapped(range);
     }
@@ -95,7 +87,7 @@ fn map_over(arena: &mut Arena, _: &mut Rng) -> Outcome {
 
 fn map_over_parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     for gen in 1..10 {
-        let range = some_range(arena, rng, 2 * CHUNK_PAGES);
+        let range = arena.some_range(rng, 2 * CHUNK_PAGES);
         arena.part(range.clone()).map(RW, libc::MAP_PRIVATE)?;
         arena.expect(range.clone(), Want::Zero);
         arena.write_range(range.start..range.start + range.len().div_ceil(2), gen);

@@ -184,6 +184,11 @@ impl Arena {
         self.patches.entry(page).or_default().push((off / 8, value));
     }
 
+    /// Whether single words of page `page` differ from its pattern.
+    pub fn is_patched(&self, page: usize) -> bool {
+        self.patches.contains_key(&page)
+    }
+
     /// Writes generation `gen` over one page.
     pub fn write(&mut self, page: usize, gen: u32) {
         let key = self.key(page, gen);
@@ -212,6 +217,13 @@ impl Arena {
             .into_iter()
             .map(|i| pages[i])
             .collect()
+    }
+
+    /// A random range within one of the mapped pieces.
+    pub fn some_range(&self, rng: &mut Rng, max: usize) -> Range<usize> {
+        let piece = &self.pieces[rng.below(self.pieces.len())];
+        let range = rng.range(piece.len(), max);
+        piece.start + range.start..piece.start + range.end
     }
 
     /// The bytes of generation `gen` of a page, to be written by other means.

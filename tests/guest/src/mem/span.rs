@@ -114,6 +114,12 @@ impl Span {
         unsafe { ((self.addr + off) as *mut u64).write_volatile(value) }
     }
 
+    /// The words of the span. Valid as its memory is: an access to what is not mapped is a signal.
+    pub fn words(self) -> impl Iterator<Item = *mut u64> {
+        let first = self.addr as *mut u64;
+        (0..self.len / 8).map(move |i| first.wrapping_add(i))
+    }
+
     /// A pointer for system calls.
     pub fn ptr(self) -> *mut libc::c_void {
         self.addr as *mut libc::c_void

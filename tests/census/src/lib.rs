@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Whether the kernel is left as it was found.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+/// How long late frees are waited for.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Kernel memory that sessions could leak.
+#[derive(Debug, Clone)]
+pub struct Census {
+    /// mm_structs that belong to no process: kernel threads hold the last user's one lazily, one a CPU at most.
+    stray_mms: i64,
+    /// Fields of /proc/meminfo, in KiB.
+    meminfo: BTreeMap<String, i64>,
+}
+
+/// (field of /proc/meminfo, KiB it may grow). PageTables: a process that came to life since the baseline, such as a udev
+/// worker, has a few dozen tables. AnonPages and the sum of swap in use: likewise.
+const MAY_GROW: [(&str, i64); 4] = [
+    ("PageTables", 512),
+    ("AnonPages", 4096),
+    ("Mlocked", 0),
+    ("SwapUsed", 0),
+];
+
+impl Census {
+    /// Counts now.
+    ///
+    /// # Errors
+    /// Not root, or a kernel without SLUB's files in sysfs.
+    pub fn take() -> io::Result<Self> {
+        // Folds the per-CPU parts into the totals.
+        fs::write("/proc/sys/vm/stat_refresh", "1")?;
+        // SLUB counts objects of per-CPU slabs as used; this empties those slabs.
+        fs::write("/sys/kernel/slab/mm_struct/shrink", "1")?;
+        let mms = first_number(&fs::read_to_string("/sys/kernel/slab/mm_struct/objects")?)?;
+        let mut meminfo: BTreeMap<String, i64> = fs::read_to_string("/proc/meminfo")?
+            .lines()
+            .filter_map(|l| {
+                let (name, value) = l.split_once(':')?;
+                Some((name.to_string(), first_number(value).ok()?))
+            })
+            .collect();
+        meminfo.insert(
+            "SwapUsed".into(),
+            meminfo["SwapTotal"] - meminfo["SwapFree"],
+        );
+        Ok(Self {
+            stray_mms: mms - user_processes()?,
+            meminfo,
+        })
+    }
+
+    /// Page tables of all processes, in KiB.
+    pub fn page_tables(&self) -> i64 {
+        self.meminfo["PageTables"]
+    }
+
+    /// What grew beyond its tolerance since `self`, one sentence each.
+    pub fn growth(&self, now: &Self) -> Vec<String> {
+        let mut found: Vec<String> = MAY_GROW
+            .iter()
+            .filter_map(|&(name, may)| {
+                let (was, is) = (*self.meminfo.get(name)?, *now.meminfo.get(name)?);
+                (is > was + may).then(|| format!("{name} grew from {was} to {is} KiB"))
+            })
+            .collect();
+        if now.stray_mms > self.stray_mms + cpus() {
+            found.push(format!(
+                "mm_structs without a process: {}, were {}",
+                now.stray_mms, self.stray_mms
+            ));
+        }
+        found
+    }
+
+    /// Waits for late frees. Returns the last count, and what is still above `self` in it.
+    ///
+    /// # Errors
+    /// As [`Census::take`].
+    pub fn settle(&self) -> io::Result<(Self, Vec<String>)> {
+        let start = Instant::now();
+        loop {
+            let now = Self::take()?;
+            let growth = self.growth(&now);
+            if growth.is_empty() || start.elapsed() > PATIENCE {
+                return Ok((now, growth));
+            }
+            sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+fn cpus() -> i64 {
+    // SAFETY: no arguments that could be wrong.
+    unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }
+}
+
+fn first_number(text: &str) -> io::Result<i64> {
+    text.split_whitespace()
+        .next()
+        .and_then(|w| w.parse().ok())
+        .ok_or_else(|| io::Error::other(format!("no number in {text:?}")))
+}
+
+/// Processes that have memory, that is, all but kernel threads and zombies.
+fn user_processes() -> io::Result<i64> {
+    let mut n = 0;
+    for entry in fs::read_dir("/proc")?.flatten() {
+        let is_pid = entry
+            .file_name()
+            .to_string_lossy()
+            .bytes()
+            .all(|b| b.is_ascii_digit());
+        if is_pid
+            && fs::read_to_string(entry.path().join("statm")).is_ok_and(|s| !s.starts_with("0 "))
+        {
+            n += 1;
+        }
+    }
+    Ok(n)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn census(stray_mms: i64, page_tables: i64, mlocked: i64) -> Census {
+        let fields = [("PageTables", page_tables), ("Mlocked", mlocked)];
+        Census {
+            stray_mms,
+            meminfo: fields.map(|(n, v)| (n.to_string(), v)).into(),
+        }
+    }
+
+    #[test]
+    fn growth_is_what_exceeds_the_tolerance() {
+        let before = census(2, 1000, 0);
+        assert_eq!(before.growth(&census(2, 1512, 0)), [""; 0]);
+        assert_eq!(before.growth(&census(1, 10, 0)), [""; 0]);
+        let found = before.growth(&census(2 + cpus() + 1, 1513, 4));
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(
+            found[1].starts_with("Mlocked grew from 0 to 4"),
+            "{found:?}"
+        );
+    }
+}

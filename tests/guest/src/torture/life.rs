@@ -1,0 +1,479 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A parent's life: threads that work on its memory, forks, and an end that is not always orderly.
+
+use super::ops::{Mix, OPS};
+use super::slot::Slot;
+use super::tally::{add, Tally, BAD, GOOD, SCARCE};
+use crate::board;
+use crate::cases::common::pause;
+use crate::claim;
+use crate::mem::{probe, Arena, Shape};
+use crate::module;
+use crate::rng::Rng;
+use crate::session;
+use crate::sys::{self, Exit};
+use crate::verdict::{Context, Outcome, Verdict};
+use asyncfork_uapi::{Arm, Device, Outcome as Fate, Reason, Report, State};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::{Builder, Scope, ScopedJoinHandle};
+use std::time::Duration;
+
+/// Most threads that work on memory, each on its own.
+const THREADS: usize = 3;
+/// Most forks of a life.
+const FORKS: usize = 40;
+/// Ends a process with a core dump; no library raises it.
+const DUMP_SIGNAL: i32 = libc::SIGQUIT;
+/// Most children at a time.
+const KIDS: usize = 3;
+
+/// A parent, or one of its children.
+#[derive(Clone)]
+pub struct Life {
+    /// What the failure report calls it; with the seed it decides what it does.
+    pub name: String,
+    /// The run's.
+    pub seed: u64,
+    /// Shared by all.
+    pub tally: &'static Tally,
+    /// Where it lives.
+    pub slot: Slot,
+    /// What its threads do.
+    pub mix: Mix,
+}
+
+impl Life {
+    /// Lives and ends the process.
+    pub fn live(&self) -> ! {
+        let mut last_deed = Deed::Exit;
+        let result = board::guarded(|| {
+            last_deed = self.parent()?;
+            Ok(())
+        });
+        let status = self.tally.exit_status(&self.name, &result);
+        if status == GOOD {
+            add(&self.tally.full_lives, 1);
+            last_deed.commit();
+        }
+        sys::exit_now(status);
+    }
+
+    /// Works and forks until its time is over: what to end with.
+    fn parent(&self) -> Outcome<Deed> {
+        self.slot.main.enter()?;
+        probe::install()?;
+        let mut rng = Rng::new(self.seed, &self.name);
+        let arenas = (0..1 + rng.below(THREADS))
+            .map(|_| {
+                let shape = some_shape(&mut rng);
+                Ok(Mutex::new(Plot::new(&mut rng, shape)?))
+            })
+            .collect::<Outcome<Vec<_>>>()?;
+        let work = Work {
+            life: self,
+            arenas: &arenas,
+            stop: AtomicBool::new(false),
+            wanted: AtomicBool::new(false),
+        };
+        std::thread::scope(|scope| {
+            let result = work.start(scope, &mut rng).and_then(|threads| {
+                let kids = work.forks(&mut rng)?;
+                if rng.one_in(4) {
+                    // With threads at work, and children that may not have run yet.
+                    add(&self.tally.full_lives, 1);
+                    Deed::some(&mut rng).commit();
+                }
+                work.stop.store(true, Ordering::Relaxed);
+                for thread in threads {
+                    thread
+                        .join()
+                        .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
+                }
+                kids.into_iter().try_for_each(|kid| kid.reap(self))
+            });
+            work.stop.store(true, Ordering::Relaxed);
+            result
+        })?;
+        for arena in &arenas {
+            lock(arena).arena.verify().at("at the end")?;
+        }
+        Ok(Deed::some(&mut rng))
+    }
+
+    /// What a child does. `held` is all of the parent's memory, as it was at the fork.
+    fn child(&self, mut held: Vec<MutexGuard<'_, Plot>>, mut rng: Rng) -> Outcome {
+        self.verify(&held)?;
+        if rng.one_in(2) {
+            for arena in &mut held {
+                for n in 0..8 {
+                    self.operate(arena, &mut rng, 1000 + n)?;
+                }
+            }
+            self.verify(&held).at("own changes")?;
+        }
+        if rng.one_in(6) {
+            let device = self.arm(&mut rng)?;
+            if let Some(kid) = self.fork(device, || self.verify(&held).at("grandchild"))? {
+                for arena in &mut held {
+                    self.operate(arena, &mut rng, 2000)?;
+                }
+                kid.reap(self)?;
+            }
+            self.verify(&held).at("after a fork of its own")?;
+        }
+        if rng.one_in(60) {
+            add(&self.tally.whole, 1);
+            Deed::Dump.commit();
+        }
+        Ok(())
+    }
+
+    fn operate(&self, plot: &mut Plot, rng: &mut Rng, gen: u32) -> Outcome {
+        let (op, range, result) = self.mix.operate(&mut plot.arena, rng, gen);
+        add(&self.tally.ops[op], 1);
+        plot.note(format!("{gen} {} {range:?}", OPS[op].0));
+        result.map_err(|v| v.at(plot))
+    }
+
+    fn verify(&self, held: &[MutexGuard<'_, Plot>]) -> Outcome {
+        for plot in held {
+            plot.arena.verify().map_err(|v| v.at(&**plot))?;
+            add(&self.tally.pages, plot.arena.pages() as u64);
+        }
+        Ok(())
+    }
+
+    /// A descriptor for the next fork; nothing if the module is away just now.
+    fn arm(&self, rng: &mut Rng) -> Outcome<Option<Device>> {
+        let device = match Device::open() {
+            Ok(device) if !self.tally.unarmed_only() => device,
+            _ => return Ok(None),
+        };
+        let helped = Arm {
+            helpers: 1,
+            ..Arm::default()
+        };
+        // The limit of helpers is 0 at times.
+        if !(rng.one_in(4) && device.arm(&helped).is_ok()) {
+            device.arm(&Arm::default()).map_err(module::device_error)?;
+        }
+        Ok(Some(device))
+    }
+
+    /// Forks; nothing if there was no child to be had.
+    fn fork(
+        &self,
+        device: Option<Device>,
+        child: impl FnOnce() -> Outcome,
+    ) -> Outcome<Option<Kid>> {
+        // SAFETY: the child runs this closure's code only and ends; the C library makes malloc usable in it.
+        match sys::cvt(unsafe { libc::fork() }) {
+            Ok(0) => {
+                drop(device);
+                let result = board::guarded(child);
+                if result.is_ok() {
+                    add(&self.tally.whole, 1);
+                }
+                sys::exit_now(
+                    self.tally
+                        .exit_status(&format!("child of {}", self.name), &result),
+                );
+            }
+            Ok(pid) => {
+                add(&self.tally.forks, 1);
+                add(&self.tally.unarmed, u64::from(device.is_none()));
+                Ok(Some(Kid { pid, device }))
+            }
+            // At the limit of processes, or of memory.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM)) => {
+                add(&self.tally.failed_forks, 1);
+                if let Some(device) = device {
+                    failed_report(&device)?;
+                }
+                Ok(None)
+            }
+            Err(e) => Err(Verdict::from(e).at("fork")),
+        }
+    }
+}
+
+/// What the threads of a parent share.
+struct Work<'a> {
+    life: &'a Life,
+    arenas: &'a [Mutex<Plot>],
+    stop: AtomicBool,
+    /// The forking thread wants all locks: a mutex alone is not fair.
+    wanted: AtomicBool,
+}
+
+impl Work<'_> {
+    /// Starts a thread for each arena.
+    fn start<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        rng: &mut Rng,
+    ) -> Outcome<Vec<ScopedJoinHandle<'scope, Outcome>>> {
+        (0..self.arenas.len())
+            .map(|n| {
+                let rng = Rng::new(rng.next(), "thread");
+                let body = move || board::guarded(|| self.thread(n, rng));
+                Ok(Builder::new().spawn_scoped(scope, body)?)
+            })
+            .collect()
+    }
+
+    fn over(&self) -> bool {
+        self.stop.load(Ordering::Relaxed) || self.life.tally.stopped()
+    }
+
+    /// Works on one arena until the forks are over.
+    fn thread(&self, number: usize, mut rng: Rng) -> Outcome {
+        let mut gen = 1;
+        while !self.over() {
+            while self.wanted.load(Ordering::SeqCst) && !self.over() {
+                std::thread::yield_now();
+            }
+            let mut plot = lock(&self.arenas[number]);
+            if let Err(v) = self.life.operate(&mut plot, &mut rng, gen) {
+                self.stop.store(true, Ordering::Relaxed);
+                return Err(v);
+            }
+            drop(plot);
+            gen += 1;
+            nap(&mut rng, 3000);
+        }
+        Ok(())
+    }
+
+    /// Forks again and again: the children that are left.
+    fn forks(&self, rng: &mut Rng) -> Outcome<Vec<Kid>> {
+        let mut kids = Vec::new();
+        for _ in 0..1 + rng.below(FORKS) {
+            if self.over() {
+                break;
+            }
+            nap(rng, 3000);
+            let Some(kid) = self.fork(rng)? else {
+                continue;
+            };
+            if rng.one_in(8) {
+                pause(rng);
+                sys::kill(kid.pid, libc::SIGKILL)?;
+            } else if rng.one_in(3) {
+                // It may be over already.
+                let _ = self.life.slot.kids.set("cgroup.procs", kid.pid);
+            }
+            kids.push(kid);
+            // Often none is left to run beside the next fork, at times several.
+            let leave = rng.below(KIDS);
+            while kids.len() > leave {
+                kids.swap_remove(rng.below(kids.len())).reap(self.life)?;
+            }
+        }
+        Ok(kids)
+    }
+
+    /// One fork of all memory, while nobody is in the middle of an operation: the models are true.
+    fn fork(&self, rng: &mut Rng) -> Outcome<Option<Kid>> {
+        let device = self.life.arm(rng)?;
+        self.wanted.store(true, Ordering::SeqCst);
+        let mut held: Vec<_> = self.arenas.iter().map(lock).collect();
+        for plot in &mut held {
+            plot.note("fork".into());
+        }
+        let mut held = Some(held);
+        let for_child = Rng::new(rng.next(), "child");
+        let kid = self.life.fork(device, || {
+            self.life.child(held.take().unwrap_or_default(), for_child)
+        });
+        drop(held);
+        self.wanted.store(false, Ordering::SeqCst);
+        kid
+    }
+}
+
+/// An arena, and what was last done to it.
+struct Plot {
+    arena: Arena,
+    history: VecDeque<String>,
+}
+
+impl Plot {
+    /// Most entries that are kept.
+    const HISTORY: usize = 60;
+
+    fn new(rng: &mut Rng, shape: Shape) -> Outcome<Self> {
+        Ok(Self {
+            arena: Arena::shaped(rng, shape)?,
+            history: VecDeque::new(),
+        })
+    }
+
+    fn note(&mut self, what: String) {
+        if self.history.len() == Self::HISTORY {
+            self.history.pop_front();
+        }
+        self.history.push_back(what);
+    }
+}
+
+impl fmt::Display for Plot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let history: Vec<&str> = self.history.iter().map(String::as_str).collect();
+        write!(f, "after {}", history.join("; "))
+    }
+}
+
+/// Sleeps up to this many microseconds.
+fn nap(rng: &mut Rng, most: usize) {
+    std::thread::sleep(Duration::from_micros(rng.below(most) as u64));
+}
+
+fn lock(mutex: &Mutex<Plot>) -> MutexGuard<'_, Plot> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn some_shape(rng: &mut Rng) -> Shape {
+    match rng.below(8) {
+        0 | 1 => Shape::Partial(1 + rng.below(8)),
+        2 => Shape::Whole(2 + rng.below(30)),
+        _ => Shape::Whole(2 + rng.below(4)),
+    }
+}
+
+/// A child and the descriptor its fork was armed with.
+struct Kid {
+    pid: i32,
+    device: Option<Device>,
+}
+
+impl Kid {
+    /// Waits for its end and checks the module's report.
+    fn reap(self, life: &Life) -> Outcome {
+        let exit = sys::wait(self.pid).at("wait for a child")?;
+        let whole = count_end(life.tally, exit).at("child")?;
+        match self.device {
+            Some(device) => check(&final_report(&device)?, whole),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Books how a process ended: whether it found its image whole. Its own failure is noted already, by itself.
+pub fn count_end(tally: &Tally, exit: Exit) -> Outcome<bool> {
+    match exit {
+        Exit::Code(GOOD) => Ok(true),
+        Exit::Code(SCARCE) => Ok(false),
+        Exit::Code(BAD) => Err(Verdict::Failed("has failed, see above".into())),
+        Exit::Signal {
+            signal: libc::SIGKILL,
+            ..
+        } => {
+            add(&tally.killed, 1);
+            Ok(false)
+        }
+        Exit::Signal {
+            signal: DUMP_SIGNAL,
+            ..
+        } => {
+            add(&tally.dumps, 1);
+            Ok(true)
+        }
+        other => Err(Verdict::Failed(format!("ended with {other:?}"))),
+    }
+}
+
+/// The report of a session that is over, or of a fork that never had one.
+fn final_report(device: &Device) -> Outcome<Report> {
+    let read = || device.report().map_err(module::device_error);
+    let over = sys::poll_until(|| -> Outcome<Option<Report>> {
+        Ok(Some(read()?).filter(|r| r.state() != State::Running))
+    })?;
+    match over {
+        Some(report) => Ok(report),
+        None => Err(Verdict::Failed(format!(
+            "the child is gone and its session never ends: {}",
+            session::summary(&read()?)
+        ))),
+    }
+}
+
+/// Every chunk is accounted for, and a child that has seen its whole image has been given it.
+fn check(report: &Report, whole: bool) -> Outcome {
+    match (report.outcome(), report.reason()) {
+        (Fate::Async, _) => {}
+        (
+            Fate::Stock,
+            Reason::Disabled | Reason::NoMemory | Reason::Limit | Reason::Nothing | Reason::Shared,
+        ) => return Ok(()),
+        (fate, reason) => {
+            return Err(Verdict::Failed(format!(
+                "a fork was {fate}, reason {reason}"
+            )))
+        }
+    }
+    session::balanced(report)
+        .map_err(|why| Verdict::Failed(format!("{why}; session {}", session::summary(report))))?;
+    claim!(
+        !whole || (report.state() == State::Done && report.reattached == 0),
+        "the child found its image whole, but its session says otherwise: {}",
+        session::summary(report)
+    );
+    Ok(())
+}
+
+/// A fork that failed has given everything back.
+fn failed_report(device: &Device) -> Outcome {
+    let report = final_report(device)?;
+    claim!(
+        report.reattached + report.by_parent + report.by_other >= report.parked,
+        "fork() failed, but not all chunks are back: {}",
+        session::summary(&report)
+    );
+    Ok(())
+}
+
+/// The end of a process.
+#[derive(Clone, Copy)]
+enum Deed {
+    Exit,
+    /// Replaces its memory by a program's.
+    Exec,
+    /// Dumps core.
+    Dump,
+}
+
+impl Deed {
+    fn some(rng: &mut Rng) -> Self {
+        match rng.below(8) {
+            0 => Self::Dump,
+            1 | 2 => Self::Exec,
+            _ => Self::Exit,
+        }
+    }
+
+    fn commit(self) -> ! {
+        // SAFETY: plain calls that end this process or its program; the strings are literals, the array ends in null.
+        unsafe {
+            match self {
+                Self::Exit => {}
+                Self::Exec => {
+                    let args = [c"true".as_ptr(), std::ptr::null()];
+                    libc::execv(c"/bin/true".as_ptr(), args.as_ptr());
+                }
+                Self::Dump => {
+                    let all = libc::rlimit {
+                        rlim_cur: libc::RLIM_INFINITY,
+                        rlim_max: libc::RLIM_INFINITY,
+                    };
+                    libc::setrlimit(libc::RLIMIT_CORE, &all);
+                    libc::raise(DUMP_SIGNAL);
+                }
+            }
+        }
+        sys::exit_now(GOOD);
+    }
+}

@@ -1,0 +1,275 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What the processes of a run tell each other: memory that all of them share.
+
+use super::chaos::DEEDS;
+use super::ops::OPS;
+use crate::verdict::{Outcome, Verdict};
+use asyncfork_uapi::{Hook, Stats, HOOK_MAX};
+use std::io;
+use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8};
+
+/// Longest reason of a failure, in bytes.
+const TEXT: usize = 4000;
+
+/// Exit status of a process that found everything right.
+pub const GOOD: i32 = 0;
+/// Of one that found something wrong and has noted it.
+pub const BAD: i32 = 1;
+/// Of one that could not go on for want of memory: it proves nothing, and is no failure.
+pub const SCARCE: i32 = 3;
+
+/// Counters, the first failure, and the word to stop. All zero at the start.
+pub struct Tally {
+    stop: AtomicBool,
+    unarmed_only: AtomicBool,
+    /// 0: nothing has failed; 1: somebody is writing the text; 2: it is complete.
+    failed: AtomicU32,
+    text: [AtomicU8; TEXT],
+    /// Parents started.
+    pub lives: AtomicU64,
+    /// Parents that came to the end they had planned.
+    pub full_lives: AtomicU64,
+    /// Calls of fork() that gave a child.
+    pub forks: AtomicU64,
+    /// Those made while there was no module, or that were not armed to let it go.
+    pub unarmed: AtomicU64,
+    /// Calls of fork() that failed.
+    pub failed_forks: AtomicU64,
+    /// Children that found their image right.
+    pub whole: AtomicU64,
+    /// Processes that were killed, on purpose or for memory.
+    pub killed: AtomicU64,
+    /// Processes that gave up for want of memory.
+    pub scarce: AtomicU64,
+    /// Processes that ended in a core dump, as planned.
+    pub dumps: AtomicU64,
+    /// Pages compared with the model.
+    pub pages: AtomicU64,
+    /// Operations on memory, in the order of [`OPS`].
+    pub ops: [AtomicU64; OPS.len()],
+    /// Disturbances, in the order of [`DEEDS`].
+    pub deeds: [AtomicU64; DEEDS.len()],
+    /// Statistics of modules that have been unloaded.
+    unloaded: [AtomicU64; Totals::LEN],
+}
+
+impl Tally {
+    /// A tally in memory that processes forked from now on share. It is never unmapped.
+    pub fn new() -> io::Result<&'static Self> {
+        // SAFETY: a fresh mapping of the right size, page-aligned; all-zero is a valid Tally, for it is atomics only.
+        unsafe {
+            let at = libc::mmap(
+                std::ptr::null_mut(),
+                size_of::<Self>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+                -1,
+                0,
+            );
+            if at == libc::MAP_FAILED {
+                return Err(io::Error::last_os_error());
+            }
+            Ok(&*at.cast::<Self>())
+        }
+    }
+
+    /// Whether everybody is to come to an end.
+    pub fn stopped(&self) -> bool {
+        self.stop.load(Relaxed)
+    }
+
+    /// Tells everybody to come to an end.
+    pub fn stop(&self) {
+        self.stop.store(true, Relaxed);
+    }
+
+    /// Whether forks are not to be armed just now.
+    pub fn unarmed_only(&self) -> bool {
+        self.unarmed_only.load(Relaxed)
+    }
+
+    /// Asks for forks without the module, or ends that.
+    pub fn set_unarmed(&self, on: bool) {
+        self.unarmed_only.store(on, Relaxed);
+    }
+
+    /// Notes a failure and stops the run. The first one counts, what follows may be its consequence.
+    pub fn fail(&self, who: &str, why: &str) {
+        if self.failed.compare_exchange(0, 1, Acquire, Relaxed).is_ok() {
+            for (to, from) in self.text.iter().zip(format!("{who}: {why}").bytes()) {
+                to.store(from, Relaxed);
+            }
+            self.failed.store(2, Release);
+        }
+        self.stop();
+    }
+
+    /// The first failure.
+    pub fn failure(&self) -> Option<String> {
+        match self.failed.load(Acquire) {
+            0 => None,
+            1 => Some("a process died while it noted a failure".into()),
+            _ => {
+                let text: Vec<u8> = self.text.iter().map(|b| b.load(Relaxed)).collect();
+                let end = text.iter().position(|&b| b == 0).unwrap_or(TEXT);
+                Some(String::from_utf8_lossy(&text[..end]).into_owned())
+            }
+        }
+    }
+
+    /// What a process with this verdict ends with. A bad one is noted.
+    pub fn exit_status(&self, who: &str, result: &Outcome) -> i32 {
+        match result {
+            Ok(()) => GOOD,
+            Err(v) if is_scarcity(v) => {
+                add(&self.scarce, 1);
+                SCARCE
+            }
+            Err(v) => {
+                self.fail(who, &v.to_string());
+                BAD
+            }
+        }
+    }
+
+    /// Keeps the statistics of a module that is about to be unloaded.
+    pub fn keep(&self, stats: &Stats) {
+        for (sum, n) in self.unloaded.iter().zip(Totals::of(stats).0) {
+            add(sum, n);
+        }
+    }
+
+    /// The statistics of all modules that were loaded; `now` is the present one.
+    pub fn totals(&self, now: Option<&Stats>) -> Totals {
+        let mut sum = now.map(Totals::of).unwrap_or_default();
+        for (sum, old) in sum.0.iter_mut().zip(&self.unloaded) {
+            *sum += get(old);
+        }
+        sum
+    }
+
+    /// A number that goes on growing while anybody gets anywhere.
+    pub fn progress(&self) -> u64 {
+        get(&self.forks) + get(&self.pages) + self.ops.iter().map(get).sum::<u64>()
+    }
+}
+
+/// Adds to a counter.
+pub fn add(counter: &AtomicU64, n: u64) {
+    counter.fetch_add(n, Relaxed);
+}
+
+/// Reads a counter.
+pub fn get(counter: &AtomicU64) -> u64 {
+    counter.load(Relaxed)
+}
+
+/// Whether a verdict only says that there was no memory, which is no claim about the module.
+fn is_scarcity(v: &Verdict) -> bool {
+    let errno = |n: i32| format!("(os error {n})");
+    matches!(v, Verdict::Broken(t) if t.ends_with(&errno(libc::ENOMEM)) || t.ends_with(&errno(libc::EAGAIN)))
+}
+
+/// The module's statistics, as numbers that can be summed.
+#[derive(Clone, Copy, Default)]
+pub struct Totals([u64; Totals::LEN]);
+
+impl Totals {
+    const NAMED: usize = 13;
+    const LEN: usize = Self::NAMED + HOOK_MAX;
+
+    fn of(s: &Stats) -> Self {
+        let named: [u64; Self::NAMED] = [
+            s.r#async,
+            s.stock,
+            s.failed,
+            s.aborted,
+            s.killed,
+            s.parked,
+            s.reattached,
+            s.odd,
+            s.by_child,
+            s.by_parent,
+            s.by_helper,
+            s.by_other,
+            s.merged,
+        ];
+        let mut all = [0; Self::LEN];
+        all[..Self::NAMED].copy_from_slice(&named);
+        all[Self::NAMED..].copy_from_slice(&s.pulls);
+        Self(all)
+    }
+
+    /// The numbers that have names, in this order.
+    pub fn named(&self) -> [(&'static str, u64); Self::NAMED] {
+        const NAMES: [&str; Totals::NAMED] = [
+            "async forks",
+            "stock forks",
+            "failed forks",
+            "sessions aborted",
+            "children killed by an abort",
+            "chunks parked",
+            "chunks given back uncopied",
+            "chunks copied by trampolines",
+            "pulled by the child",
+            "pulled by the parent",
+            "pulled by helpers",
+            "pulled by others",
+            "unexpected slots",
+        ];
+        std::array::from_fn(|i| (NAMES[i], self.0[i]))
+    }
+
+    /// The number of that name.
+    pub fn get(&self, name: &str) -> u64 {
+        let found = self.named().into_iter().find(|(n, _)| *n == name);
+        found.expect("a name from the list").1
+    }
+
+    /// Pulls that `hook` asked for.
+    pub fn pulls_by(&self, hook: Hook) -> u64 {
+        self.0[Self::NAMED + hook.raw() as usize]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_failure_counts_and_stops_the_run() {
+        let tally = Tally::new().unwrap();
+        assert_eq!(tally.failure(), None);
+        tally.fail("a", "torn page");
+        tally.fail("b", "another");
+        assert_eq!(tally.failure().as_deref(), Some("a: torn page"));
+        assert!(tally.stopped());
+    }
+
+    #[test]
+    fn want_of_memory_is_no_failure_but_a_wrong_byte_is() {
+        let tally = Tally::new().unwrap();
+        let enomem = Verdict::from(io::Error::from_raw_os_error(libc::ENOMEM)).at("munmap");
+        assert_eq!(tally.exit_status("a", &Err(enomem)), SCARCE);
+        assert_eq!(tally.failure(), None);
+        let wrong = Verdict::Failed("got (os error 12)".into());
+        assert_eq!(tally.exit_status("a", &Err(wrong)), BAD);
+        assert!(tally.failure().is_some());
+    }
+
+    #[test]
+    fn totals_go_on_over_a_reload() {
+        let tally = Tally::new().unwrap();
+        let mut stats = Stats {
+            parked: 5,
+            ..Stats::default()
+        };
+        stats.pulls[Hook::Exit.raw() as usize] = 2;
+        tally.keep(&stats);
+        let sum = tally.totals(Some(&stats));
+        assert_eq!(sum.get("chunks parked"), 10);
+        assert_eq!(sum.pulls_by(Hook::Exit), 4);
+        assert_eq!(tally.totals(None).get("chunks parked"), 5);
+    }
+}
