@@ -1,0 +1,346 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Runs the programs of a suite stock and armed, and judges.
+
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{bail, ensure, Context, Result};
+use asyncfork_census::Census;
+
+use crate::compare::{Counts, Runs};
+use crate::env::{adopt_orphans, Env};
+use crate::module::{reasons, Forks, Module};
+use crate::results::{self, Outcome, Record};
+use crate::suite::{Fork, Program, Suite};
+
+const SCRATCH: &str = "/run/asyncfork-suites";
+/// How often a program is run again, each way, if the first time does not tell.
+const REPEATS: usize = 3;
+/// How much slower everything is on a kernel that checks each access.
+const CHECKED: u32 = 8;
+
+/// What to run and where.
+pub struct Options {
+    pub series: String,
+    pub module: PathBuf,
+    pub module_parameters: Vec<String>,
+    pub shim: PathBuf,
+    pub spread: PathBuf,
+    pub results: PathBuf,
+    /// Only these programs; empty: all.
+    pub programs: Vec<String>,
+}
+
+/// Numbers of programs by outcome.
+#[derive(Debug, Default)]
+pub struct Summary {
+    pub passed: usize,
+    pub failed: usize,
+    pub skipped: usize,
+}
+
+/// Runs a suite.
+///
+/// # Errors
+/// The guest or the suite cannot be set up, or results cannot be written. Bad outcomes are no error.
+pub fn run(suite: &dyn Suite, options: &Options) -> Result<Summary> {
+    let env = set_up(options)?;
+    let mut programs = suite.programs(&env)?;
+    for wanted in &options.programs {
+        ensure!(
+            programs.iter().any(|p| p.name == *wanted),
+            "{} has no program {wanted} on this kernel; it has {}",
+            suite.name(),
+            names(&programs)
+        );
+    }
+    if !options.programs.is_empty() {
+        programs.retain(|p| options.programs.contains(&p.name));
+    }
+    if matches!(env.series.as_str(), "debug" | "kcsan") {
+        programs.iter_mut().for_each(|p| p.limit *= CHECKED);
+    }
+    ensure!(
+        !programs.is_empty(),
+        "{} has no programs here",
+        suite.name()
+    );
+
+    let mut parameters = vec!["park_partial=1".to_owned()];
+    parameters.extend(options.module_parameters.iter().cloned());
+    let mut frame = Frame {
+        suite,
+        file: env
+            .results
+            .join(format!("{}-{}.jsonl", env.series, suite.name())),
+        log: env
+            .results
+            .join(format!("{}-{}.log", env.series, suite.name())),
+        module: Module::load(&options.module, &parameters)?,
+        env,
+        summary: Summary::default(),
+    };
+    fs::write(&frame.log, "")?;
+    let baseline = Census::take().context("cannot count the kernel's memory")?;
+    for program in &programs {
+        frame.program(program)?;
+    }
+    frame.leaks(&baseline)?;
+    Ok(frame.summary)
+}
+
+fn names(programs: &[Program]) -> String {
+    let names: Vec<&str> = programs.iter().map(|p| p.name.as_str()).collect();
+    names.join(", ")
+}
+
+fn set_up(options: &Options) -> Result<Env> {
+    adopt_orphans()?;
+    let scratch = Path::new(SCRATCH);
+    fs::create_dir_all(scratch)?;
+    // Grows and shrinks with what is in it; everybody may write, as in /tmp.
+    let status = Command::new("mount")
+        .args(["-t", "tmpfs", "-o", "mode=1777,size=80%", "tmpfs", SCRATCH])
+        .status()?;
+    ensure!(status.success(), "cannot mount a tmpfs at {SCRATCH}");
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut env = Env {
+        series: options.series.clone(),
+        release: release.trim().to_owned(),
+        scratch: scratch.to_owned(),
+        results: options.results.clone(),
+        shim: PathBuf::new(),
+        spread: PathBuf::new(),
+    };
+    env.shim = env.local(&options.shim)?;
+    env.spread = env.local(&options.spread)?;
+    Ok(env)
+}
+
+struct Frame<'a> {
+    suite: &'a dyn Suite,
+    env: Env,
+    /// Records.
+    file: PathBuf,
+    /// What the programs said.
+    log: PathBuf,
+    module: Module,
+    summary: Summary,
+}
+
+impl Frame<'_> {
+    fn program(&mut self, program: &Program) -> Result<()> {
+        mark_kernel_log(&program.name)?;
+        let start = Instant::now();
+        let mut runs = Runs::default();
+        let mut forks = Forks::default();
+        let mut why = String::new();
+        let result = self.runs(program, &mut runs, &mut forks, &mut why);
+        let (outcome, note) = match result {
+            Err(error) => (Outcome::Broken, format!("{error:#}")),
+            Ok(()) => judge(&runs, &forks, &why),
+        };
+        let notes = [program.note.as_str(), note.as_str()];
+        let notes: Vec<&str> = notes.into_iter().filter(|n| !n.is_empty()).collect();
+        self.record(Record {
+            series: self.env.series.clone(),
+            release: self.env.release.clone(),
+            date: results::today(),
+            suite: self.suite.name().to_owned(),
+            program: program.name.clone(),
+            outcome,
+            stock: runs.first(Fork::Stock),
+            armed: runs.first(Fork::Armed),
+            runs: runs.count(),
+            forks,
+            stock_forks: why,
+            differences: runs.differences(),
+            note: notes.join("; "),
+            seconds: start.elapsed().as_secs_f32(),
+        })
+    }
+
+    /// One run each way, and more if they differ or nothing was parked: a program may be over before the added thread has forked.
+    fn runs(
+        &mut self,
+        program: &Program,
+        runs: &mut Runs,
+        forks: &mut Forks,
+        why: &mut String,
+    ) -> Result<()> {
+        let mut first = None;
+        for round in 0..=REPEATS {
+            if round > 0 && runs.differences().is_empty() && forks.parked > 0 {
+                break;
+            }
+            runs.add(Fork::Stock, self.run(program, Fork::Stock)?);
+            let before = self.module.quiet_stats()?;
+            let cases = self.run(program, Fork::Armed)?;
+            let after = self.module.quiet_stats()?;
+            runs.add(Fork::Armed, cases);
+            forks.add(&Forks::between(&before, &after));
+            if round == 0 {
+                first = Some(before);
+            }
+            if let Some(first) = &first {
+                *why = reasons(first, &after);
+            }
+            if after.switched_off != 0 {
+                self.module.reload()?;
+                bail!("the module found an inconsistency and switched itself off");
+            }
+        }
+        Ok(())
+    }
+
+    fn run(&self, program: &Program, fork: Fork) -> Result<Vec<crate::suite::Case>> {
+        let mut log = OpenOptions::new().append(true).open(&self.log)?;
+        let _ = writeln!(log, "==== {} {fork:?}", program.name);
+        let cases = self.suite.run_one(&self.env, program, fork);
+        let output = fs::read(self.env.scratch.join("output")).unwrap_or_default();
+        log.write_all(&output)?;
+        let cases = cases.with_context(|| format!("{fork:?}"))?;
+        for case in &cases {
+            let _ = writeln!(log, "---- {}: {}", case.verdict.word(), case.name);
+        }
+        Ok(cases)
+    }
+
+    /// After all programs: is the kernel as it was, can the module go?
+    fn leaks(&mut self, baseline: &Census) -> Result<()> {
+        let start = Instant::now();
+        let mut problems = Vec::new();
+        if let Err(error) = self.suite.clean_up(&self.env) {
+            problems.push(format!("{error:#}"));
+        }
+        if let Err(error) = self.module.unload() {
+            problems.push(format!("{error:#}"));
+        }
+        let (now, growth) = baseline.settle()?;
+        problems.extend(growth);
+        let (outcome, note) = if problems.is_empty() {
+            let text = format!("page tables {} KiB", now.page_tables());
+            (Outcome::Passed, text)
+        } else {
+            (Outcome::Defect, problems.join("; "))
+        };
+        self.record(Record {
+            series: self.env.series.clone(),
+            release: self.env.release.clone(),
+            date: results::today(),
+            suite: self.suite.name().to_owned(),
+            program: results::LEAKS.to_owned(),
+            outcome,
+            stock: Counts::default(),
+            armed: Counts::default(),
+            runs: 1,
+            forks: Forks::default(),
+            stock_forks: String::new(),
+            differences: vec![],
+            note,
+            seconds: start.elapsed().as_secs_f32(),
+        })
+    }
+
+    fn record(&mut self, record: Record) -> Result<()> {
+        let counts = |c: &Counts| format!("{}/{}/{}", c.pass, c.fail, c.skip);
+        println!(
+            "{} {}: stock {}, armed {}, {} runs, {} async forks, {} chunks parked, {:.0} s{}{}",
+            record.outcome.word(),
+            record.program,
+            counts(&record.stock),
+            counts(&record.armed),
+            record.runs,
+            record.forks.r#async,
+            record.forks.parked,
+            record.seconds,
+            if record.note.is_empty() { "" } else { ": " },
+            record.note
+        );
+        for d in &record.differences {
+            let what = if d.defect { "DEFECT" } else { "flaky" };
+            println!(
+                "  {what}: {}: stock {}, armed {}",
+                d.case,
+                d.stock.join(" "),
+                d.armed.join(" ")
+            );
+        }
+        std::io::stdout().flush()?;
+        match record.outcome {
+            Outcome::Passed => self.summary.passed += 1,
+            Outcome::NotRun => self.summary.skipped += 1,
+            Outcome::Defect | Outcome::Broken => self.summary.failed += 1,
+        }
+        results::append(&self.file, &record)
+    }
+}
+
+fn judge(runs: &Runs, forks: &Forks, why: &str) -> (Outcome, String) {
+    if runs.differences().iter().any(|d| d.defect) {
+        return (Outcome::Defect, String::new());
+    }
+    if forks.parked == 0 {
+        let why = match why {
+            "" => "no armed fork",
+            _ => "nothing parked",
+        };
+        return (Outcome::NotRun, why.into());
+    }
+    if runs.first(Fork::Stock).pass == 0 {
+        return (Outcome::NotRun, "nothing passes with stock forks".into());
+    }
+    (Outcome::Passed, String::new())
+}
+
+/// Lets readers of the kernel log attribute a complaint to its program.
+fn mark_kernel_log(name: &str) -> Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .open("/dev/kmsg")?
+        .write_all(format!("asyncfork-test: {name}\n").as_bytes())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::suite::{Case, Verdict};
+
+    #[test]
+    fn without_a_parked_chunk_nothing_has_been_shown() {
+        let mut runs = Runs::default();
+        let pass = || vec![Case::new("a", Verdict::Pass)];
+        runs.add(Fork::Stock, pass());
+        runs.add(Fork::Armed, pass());
+        let mut forks = Forks::default();
+        let (outcome, note) = judge(&runs, &forks, "");
+        assert_eq!((outcome, note.as_str()), (Outcome::NotRun, "no armed fork"));
+        let (outcome, note) = judge(&runs, &forks, "3 pinned");
+        assert_eq!(
+            (outcome, note.as_str()),
+            (Outcome::NotRun, "nothing parked")
+        );
+        forks.parked = 1;
+        assert_eq!(judge(&runs, &forks, "").0, Outcome::Passed);
+        // A failure counts, parked or not.
+        runs.add(Fork::Armed, vec![Case::new("a", Verdict::Fail)]);
+        assert_eq!(judge(&runs, &Forks::default(), "").0, Outcome::Defect);
+    }
+
+    #[test]
+    fn a_program_that_never_passes_shows_nothing() {
+        let mut runs = Runs::default();
+        for fork in [Fork::Stock, Fork::Armed] {
+            runs.add(fork, vec![Case::new("a", Verdict::Skip)]);
+        }
+        let forks = Forks {
+            parked: 1,
+            ..Forks::default()
+        };
+        assert_eq!(judge(&runs, &forks, "").0, Outcome::NotRun);
+    }
+}

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Runs test suites that nobody here wrote, inside a throw-away virtual machine: each program with stock forks, then with every
+//! fork armed. A case that passes stock and does not pass armed is a defect of asyncfork.
+
+mod compare;
+mod env;
+mod frame;
+mod ksft;
+mod module;
+mod results;
+mod stress;
+mod suite;
+mod tcl;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{ensure, Context, Result};
+use clap::{Args, Parser, Subcommand};
+
+use suite::Suite;
+
+#[derive(Parser)]
+#[command(
+    name = "asyncfork-suites",
+    about = "Foreign test suites, stock against async fork, for use inside a virtual machine"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a suite; in the guest
+    Run(RunArgs),
+    /// Print the Markdown table of all results; anywhere
+    Table {
+        /// Directory with the results
+        #[arg(value_name = "DIR", default_value = "target/suites")]
+        results: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct RunArgs {
+    /// kselftests, stress-ng, redis, valkey, redis-whole or valkey-whole
+    #[arg(long, value_name = "NAME")]
+    suite: String,
+    /// What the results are filed under
+    #[arg(long, value_name = "SERIES")]
+    series: String,
+    /// asyncfork.ko
+    #[arg(long, value_name = "KO")]
+    module: PathBuf,
+    /// Parameter for the module, beside park_partial=1 (may be repeated)
+    #[arg(long, value_name = "NAME=VALUE")]
+    module_parameter: Vec<String>,
+    /// libasyncfork.so
+    #[arg(long, value_name = "SO")]
+    shim: PathBuf,
+    /// libasyncfork_spread.so
+    #[arg(long, value_name = "SO")]
+    spread: PathBuf,
+    /// Directory that gets the results
+    #[arg(long, value_name = "DIR")]
+    results: PathBuf,
+    /// Only these programs
+    programs: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Run(args) => run(args),
+        Command::Table { results } => results::read(&results).map(|records| {
+            print!("{}", results::table(&records));
+            true
+        }),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("asyncfork-suites: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn suite_by_name(name: &str) -> Option<Box<dyn Suite>> {
+    Some(match name {
+        "kselftests" => Box::new(ksft::Kselftests),
+        "stress-ng" => Box::new(stress::StressNg),
+        "redis" => Box::new(tcl::redis()),
+        "redis-whole" => Box::new(tcl::redis_whole()),
+        "valkey" => Box::new(tcl::valkey()),
+        "valkey-whole" => Box::new(tcl::valkey_whole()),
+        _ => return None,
+    })
+}
+
+fn run(args: RunArgs) -> Result<bool> {
+    let cmdline = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
+    ensure!(
+        cmdline.contains("virtme"),
+        "this is no virtme-ng guest; the suites could harm the machine: use scripts/suites"
+    );
+    let suite = suite_by_name(&args.suite).with_context(|| {
+        format!(
+            "no suite {}: kselftests, stress-ng, redis, valkey",
+            args.suite
+        )
+    })?;
+    let options = frame::Options {
+        series: args.series,
+        module: args.module,
+        module_parameters: args.module_parameter,
+        shim: args.shim,
+        spread: args.spread,
+        results: args.results,
+        programs: args.programs,
+    };
+    let summary = frame::run(suite.as_ref(), &options)?;
+    println!(
+        "{} passed, {} failed, {} skipped",
+        summary.passed, summary.failed, summary.skipped
+    );
+    // A run in which nothing passed has shown nothing.
+    Ok(summary.failed == 0 && summary.passed > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn suites_are_called_as_on_the_command_line() {
+        for name in [
+            "kselftests",
+            "stress-ng",
+            "redis",
+            "redis-whole",
+            "valkey",
+            "valkey-whole",
+        ] {
+            assert_eq!(suite_by_name(name).unwrap().name(), name);
+        }
+        assert!(suite_by_name("ltp").is_none());
+    }
+}
