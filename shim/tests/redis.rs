@@ -5,8 +5,9 @@
 mod support;
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -17,6 +18,19 @@ use support::{Bench, Run};
 const PATIENCE: Duration = Duration::from_secs(120);
 
 const KEYS: &str = "50000";
+
+/// Debian's redis-server is this program of redis-tools under another name, and
+/// redis-tools brings no service with it.
+const PROGRAM: &str = "/usr/bin/redis-check-rdb";
+
+/// The server, under its name.
+fn redis_server(bench: &Bench) -> PathBuf {
+    let name = bench.path("redis-server");
+    if !name.exists() {
+        symlink(PROGRAM, &name).unwrap();
+    }
+    name
+}
 
 struct Server {
     client: BufReader<UnixStream>,
@@ -46,7 +60,9 @@ impl Server {
             .arg(bench.path("redis.log"));
         let (mut command, _) = run.command();
         command.stdout(Stdio::null()).stderr(Stdio::null());
-        let mut process = command.spawn().expect("start redis-server: install it");
+        let mut process = command
+            .spawn()
+            .expect("start redis-server: install redis-tools (scripts/setup --test)");
         let client = wait_for("redis-server listens", || {
             if daemonize == "no" {
                 assert_eq!(process.try_wait().unwrap(), None, "{}", redis_log(bench));
@@ -155,7 +171,7 @@ fn snapshot_twice(bench: &Bench, run: Run<'_>, daemonize: &str) -> String {
     server.stop();
 
     // Read back by a server of its own.
-    let plain = bench.run("redis-server").no_preload();
+    let plain = bench.run(redis_server(&bench)).no_preload();
     let mut reader = Server::start(bench, plain, "no");
     assert_eq!(reader.call("DEBUG DIGEST"), digest);
     assert_eq!(reader.call("GET after"), "first");
@@ -171,7 +187,7 @@ fn count(log: &str, text: &str) -> usize {
 fn redis_snapshots_without_the_module() {
     let bench = Bench::new();
     let run = bench
-        .run("redis-server")
+        .run(redis_server(&bench))
         .with("ASYNCFORK_MIN_RSS", "8M")
         // On Debian this is a symbolic link to another name.
         .with("ASYNCFORK_MATCH", "redis-server");
@@ -184,7 +200,9 @@ fn redis_snapshots_without_the_module() {
 #[test]
 fn redis_snapshots_as_a_daemon_without_the_module() {
     let bench = Bench::new();
-    let run = bench.run("redis-server").with("ASYNCFORK_MIN_RSS", "0");
+    let run = bench
+        .run(redis_server(&bench))
+        .with("ASYNCFORK_MIN_RSS", "0");
     let log = snapshot_twice(&bench, run, "yes");
     // The fork into the background, and one each snapshot.
     assert_eq!(count(&log, "cannot be opened: ENOENT"), 3, "{log}");
@@ -195,7 +213,7 @@ fn redis_snapshots_as_a_daemon_without_the_module() {
 fn redis_arms_its_snapshots() {
     let bench = Bench::new();
     let run = bench
-        .run("redis-server")
+        .run(redis_server(&bench))
         .with("ASYNCFORK_MIN_RSS", "8M")
         .fake_module(&[]);
     let log = snapshot_twice(&bench, run, "no");
