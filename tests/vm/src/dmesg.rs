@@ -61,7 +61,7 @@ const COMPLAINTS: &[&str] = &[
     "pagealloc: memory corruption",
     "pagealloc: single bit error",
     "ftrace bug",
-    "page dumped because",
+    "page dumped because: VM_",
     // Indirect calls that IBT or FineIBT caught.
     "Missing ENDBR",
     "CFI failure at",
@@ -297,6 +297,7 @@ mod tests {
 [    3.412540] Unstable clock detected, switching default tracing clock to \"global\"
 [    4.090206] virtme-ng-init: WARNING: failed to run: \"systemd-tmpfiles\" --create
 [   20.454977] WARNING: workqueue cpumask: online intersect > possible intersect
+[   20.900000] page dumped because: migration failure
 [   21.010101] asyncfork: loading out-of-tree module taints kernel.
 [   21.010203] asyncfork: module verification failed: signature and/or required key missing - tainting kernel
 [   22.000000] asyncfork-test: munmap_of_parked_memory
