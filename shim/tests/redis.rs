@@ -171,7 +171,7 @@ fn snapshot_twice(bench: &Bench, run: Run<'_>, daemonize: &str) -> String {
     server.stop();
 
     // Read back by a server of its own.
-    let plain = bench.run(redis_server(&bench)).no_preload();
+    let plain = bench.run(redis_server(bench)).no_preload();
     let mut reader = Server::start(bench, plain, "no");
     assert_eq!(reader.call("DEBUG DIGEST"), digest);
     assert_eq!(reader.call("GET after"), "first");
