@@ -201,6 +201,12 @@ pub fn mount(source: &str, target: &Path, kind: &str, options: &str) -> io::Resu
     .map(drop)
 }
 
+/// Whether this process and its children to come may be given transparent huge pages.
+pub fn allow_huge_pages(on: bool) -> io::Result<()> {
+    // SAFETY: plain numbers.
+    cvt(unsafe { libc::prctl(libc::PR_SET_THP_DISABLE, i32::from(!on), 0, 0, 0) }).map(drop)
+}
+
 /// Nanoseconds of CLOCK_MONOTONIC.
 pub fn now_ns() -> u64 {
     // SAFETY: all-zero is a valid timespec, and the call fills it in.

@@ -64,6 +64,7 @@ impl Life {
     /// Works and forks until its time is over: what to end with.
     fn parent(&self) -> Outcome<Deed> {
         self.slot.main.enter()?;
+        sys::allow_huge_pages(true)?;
         probe::install()?;
         let mut rng = Rng::new(self.seed, &self.name);
         let arenas = (0..1 + rng.below(THREADS))
