@@ -49,24 +49,6 @@ impl Series {
             Series::Debug | Series::Kcsan => 8,
         }
     }
-
-    /// The scripts, with arguments, that print guest root and release.
-    fn scripts(self) -> [Vec<&'static str>; 2] {
-        let name = self.name();
-        match self {
-            Series::V6_1 | Series::V6_12 | Series::V7_2 => {
-                [vec!["root", name], vec!["root", "--release", name]]
-            }
-            Series::Debug => [
-                vec!["root", "--suites", "6.12"],
-                vec!["debug-kernel", "--debug", "--release"],
-            ],
-            Series::Kcsan => [
-                vec!["root", "--suites", "6.12"],
-                vec!["debug-kernel", "--kcsan", "--release"],
-            ],
-        }
-    }
 }
 
 impl fmt::Display for Series {
@@ -105,18 +87,12 @@ impl Bench {
             "run this from the repository root"
         );
         check_path(&root)?;
-        let [mut guest_root, mut release] = series.scripts();
-        if suites {
-            for words in [&mut guest_root, &mut release] {
-                if words[0] == "root" && words[1] != "--suites" {
-                    words.insert(1, "--suites");
-                }
-            }
-        }
+        let name = series.name();
+        let larger: &[&str] = if suites { &["--suites"] } else { &[] };
         let bench = Bench {
             series,
-            guest_root: ask(&root, &guest_root)?.into(),
-            release: ask(&root, &release)?,
+            guest_root: ask(&root, &[larger, &[name]].concat())?.into(),
+            release: ask(&root, &[larger, &["--release", name]].concat())?,
             root,
         };
         ensure!(
@@ -158,18 +134,18 @@ impl Bench {
     }
 }
 
-/// What a script prints.
-fn ask(root: &Path, words: &[&str]) -> Result<String> {
-    let script = root.join("scripts").join(words[0]);
+/// What `scripts/root` prints.
+fn ask(root: &Path, args: &[&str]) -> Result<String> {
+    let script = root.join("scripts/root");
     let out = Command::new(&script)
-        .args(&words[1..])
+        .args(args)
         .stderr(Stdio::inherit())
         .output()
         .with_context(|| format!("cannot run {}", script.display()))?;
     if !out.status.success() {
         bail!(
-            "no kernel to boot: scripts/{}: {}",
-            words.join(" "),
+            "no kernel to boot: scripts/root {}: {}",
+            args.join(" "),
             out.status
         );
     }
