@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -15,18 +16,23 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Census {
     /// mm_structs that belong to no process: kernel threads hold the last user's one lazily, one a CPU at most.
     stray_mms: i64,
-    /// Fields of /proc/meminfo, in KiB.
-    meminfo: BTreeMap<String, i64>,
+    /// Fields of /proc/meminfo, and what follows from them, in KiB.
+    kib: BTreeMap<String, i64>,
 }
 
-/// (field of /proc/meminfo, KiB it may grow). PageTables: a process that came to life since the baseline, such as a udev
-/// worker, has a few dozen tables. AnonPages and the sum of swap in use: likewise.
+/// (field, KiB it may grow). PageTables: a process that came to life since the baseline, such as a udev worker, has a few
+/// dozen tables. StrayAnon: processes change while they are looked at, one by one.
 const MAY_GROW: [(&str, i64); 4] = [
     ("PageTables", 512),
-    ("AnonPages", 4096),
+    (STRAY_ANON, 512),
     ("Mlocked", 0),
-    ("SwapUsed", 0),
+    (SWAP_USED, 0),
 ];
+
+/// Swap in use.
+const SWAP_USED: &str = "SwapUsed";
+/// Mapped anonymous memory that no process maps: leaked, or miscounted.
+const STRAY_ANON: &str = "StrayAnon";
 
 impl Census {
     /// Counts now.
@@ -39,26 +45,20 @@ impl Census {
         // SLUB counts objects of per-CPU slabs as used; this empties those slabs.
         fs::write("/sys/kernel/slab/mm_struct/shrink", "1")?;
         let mms = first_number(&fs::read_to_string("/sys/kernel/slab/mm_struct/objects")?)?;
-        let mut meminfo: BTreeMap<String, i64> = fs::read_to_string("/proc/meminfo")?
-            .lines()
-            .filter_map(|l| {
-                let (name, value) = l.split_once(':')?;
-                Some((name.to_string(), first_number(value).ok()?))
-            })
-            .collect();
-        meminfo.insert(
-            "SwapUsed".into(),
-            meminfo["SwapTotal"] - meminfo["SwapFree"],
-        );
+        let mut kib = fields(&fs::read_to_string("/proc/meminfo")?);
+        kib.insert(SWAP_USED.into(), kib["SwapTotal"] - kib["SwapFree"]);
+        let processes = processes()?;
+        let mapped: i64 = processes.iter().filter_map(|p| anonymous(p)).sum();
+        kib.insert(STRAY_ANON.into(), kib["AnonPages"] - mapped);
         Ok(Self {
-            stray_mms: mms - user_processes()?,
-            meminfo,
+            stray_mms: mms - processes.iter().filter(|p| has_memory(p)).count() as i64,
+            kib,
         })
     }
 
     /// Page tables of all processes, in KiB.
     pub fn page_tables(&self) -> i64 {
-        self.meminfo["PageTables"]
+        self.kib["PageTables"]
     }
 
     /// What grew beyond its tolerance since `self`, one sentence each.
@@ -66,7 +66,7 @@ impl Census {
         let mut found: Vec<String> = MAY_GROW
             .iter()
             .filter_map(|&(name, may)| {
-                let (was, is) = (*self.meminfo.get(name)?, *now.meminfo.get(name)?);
+                let (was, is) = (*self.kib.get(name)?, *now.kib.get(name)?);
                 (is > was + may).then(|| format!("{name} grew from {was} to {is} KiB"))
             })
             .collect();
@@ -108,22 +108,35 @@ fn first_number(text: &str) -> io::Result<i64> {
         .ok_or_else(|| io::Error::other(format!("no number in {text:?}")))
 }
 
-/// Processes that have memory, that is, all but kernel threads and zombies.
-fn user_processes() -> io::Result<i64> {
-    let mut n = 0;
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let is_pid = entry
-            .file_name()
-            .to_string_lossy()
-            .bytes()
-            .all(|b| b.is_ascii_digit());
-        if is_pid
-            && fs::read_to_string(entry.path().join("statm")).is_ok_and(|s| !s.starts_with("0 "))
-        {
-            n += 1;
-        }
-    }
-    Ok(n)
+/// Lines such as "PageTables:  768 kB".
+fn fields(text: &str) -> BTreeMap<String, i64> {
+    text.lines()
+        .filter_map(|l| {
+            let (name, value) = l.split_once(':')?;
+            Some((name.to_string(), first_number(value).ok()?))
+        })
+        .collect()
+}
+
+/// Directories of all processes.
+fn processes() -> io::Result<Vec<PathBuf>> {
+    let is_pid = |name: &str| name.bytes().all(|b| b.is_ascii_digit());
+    Ok(fs::read_dir("/proc")?
+        .flatten()
+        .filter(|entry| is_pid(&entry.file_name().to_string_lossy()))
+        .map(|entry| entry.path())
+        .collect())
+}
+
+/// Not so kernel threads and zombies.
+fn has_memory(process: &Path) -> bool {
+    fs::read_to_string(process.join("statm")).is_ok_and(|s| !s.starts_with("0 "))
+}
+
+/// A process's share of anonymous memory, in KiB; nothing if it has none, or has ended.
+fn anonymous(process: &Path) -> Option<i64> {
+    let rollup = fs::read_to_string(process.join("smaps_rollup")).ok()?;
+    fields(&rollup).get("Pss_Anon").copied()
 }
 
 #[cfg(test)]
@@ -134,7 +147,7 @@ mod tests {
         let fields = [("PageTables", page_tables), ("Mlocked", mlocked)];
         Census {
             stray_mms,
-            meminfo: fields.map(|(n, v)| (n.to_string(), v)).into(),
+            kib: fields.map(|(n, v)| (n.to_string(), v)).into(),
         }
     }
 

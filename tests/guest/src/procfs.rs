@@ -83,8 +83,8 @@ fn number(value: &str) -> io::Result<usize> {
         .ok_or_else(|| io::Error::other(format!("no number in {value:?}")))
 }
 
-/// The addresses at the head of a mapping's block.
-fn mapping(line: &str) -> Option<(usize, usize)> {
+/// The addresses at the head of a line of maps, or of a block of smaps.
+pub fn mapping(line: &str) -> Option<(usize, usize)> {
     let (start, end) = line.split(' ').next()?.split_once('-')?;
     Some((
         usize::from_str_radix(start, 16).ok()?,

@@ -9,6 +9,7 @@ use crate::hold;
 use crate::leak;
 use crate::mem::probe;
 use crate::module::Module;
+use crate::procfs;
 use crate::sys::{self, Exit};
 use crate::verdict::{Context, Outcome, Verdict};
 use anyhow::{bail, Context as _};
@@ -400,10 +401,10 @@ fn set_up_worker(ctx: &Ctx) -> std::io::Result<()> {
     let main = ctx.cgroup.child("main")?;
     main.enter()?;
     ctx.cgroup.delegate()?;
-    // SAFETY: plain numbers; a session of its own, orphans come to the worker, no core files.
+    sys::adopt_orphans()?;
+    // SAFETY: plain numbers; a session of its own, no core files.
     unsafe {
         libc::setsid();
-        sys::cvt(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))?;
         let none = libc::rlimit {
             rlim_cur: 0,
             rlim_max: libc::RLIM_INFINITY,
@@ -423,17 +424,15 @@ fn set_up_worker(ctx: &Ctx) -> std::io::Result<()> {
 /// Reads in all of the program and its libraries: while a child is held back its parent must not wait for a disk.
 fn populate_program() -> std::io::Result<()> {
     for line in fs::read_to_string("/proc/self/maps")?.lines() {
-        let mut fields = line.split_whitespace();
-        let (Some(range), Some(mode), Some(path)) = (fields.next(), fields.next(), fields.nth(3))
+        let mut fields = line.split_whitespace().skip(1);
+        let (Some((start, end)), Some(mode), Some(path)) =
+            (procfs::mapping(line), fields.next(), fields.nth(3))
         else {
             continue;
         };
         if !path.starts_with('/') || !mode.starts_with('r') {
             continue;
         }
-        let parse = |hex: &str| usize::from_str_radix(hex, 16).map_err(std::io::Error::other);
-        let (start, end) = range.split_once('-').unwrap_or(("0", "0"));
-        let (start, end) = (parse(start)?, parse(end)?);
         // SAFETY: populating for reading changes no contents.
         let ret = unsafe {
             libc::madvise(
@@ -452,8 +451,7 @@ fn populate_program() -> std::io::Result<()> {
 }
 
 fn reap() {
-    // SAFETY: no status is asked for.
-    while unsafe { libc::waitpid(-1, std::ptr::null_mut(), libc::WNOHANG) } > 0 {}
+    while let Ok(Some(_)) = sys::wait_any() {}
 }
 
 /// Lets readers of the kernel log attribute a complaint to its test.

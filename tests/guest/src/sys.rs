@@ -141,6 +141,12 @@ pub fn wait_any() -> io::Result<Option<(i32, Exit)>> {
     }
 }
 
+/// Makes the orphans among this process's descendants its children.
+pub fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: plain numbers.
+    cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
+}
+
 /// Shows where processes are stuck, thread by thread.
 pub fn describe(pids: &[i32]) {
     for pid in pids {

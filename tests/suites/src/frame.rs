@@ -135,59 +135,29 @@ impl Frame<'_> {
     fn program(&mut self, program: &Program) -> Result<()> {
         mark_kernel_log(&program.name)?;
         let start = Instant::now();
-        let mut runs = Runs::default();
-        let mut forks = Forks::default();
-        let mut why = String::new();
-        let result = self.runs(program, &mut runs, &mut forks, &mut why);
-        let (outcome, note) = match result {
+        let mut tried = Tried::default();
+        let (outcome, note) = match self.try_out(program, &mut tried) {
             Err(error) => (Outcome::Broken, format!("{error:#}")),
-            Ok(()) => judge(&runs, &forks, &why),
+            Ok(()) => tried.judge(),
         };
         let notes = [program.note.as_str(), note.as_str()];
         let notes: Vec<&str> = notes.into_iter().filter(|n| !n.is_empty()).collect();
-        self.record(Record {
-            series: self.env.series.clone(),
-            release: self.env.release.clone(),
-            date: results::today(),
-            suite: self.suite.name().to_owned(),
-            program: program.name.clone(),
-            outcome,
-            stock: runs.first(Fork::Stock),
-            armed: runs.first(Fork::Armed),
-            runs: runs.count(),
-            forks,
-            stock_forks: why,
-            differences: runs.differences(),
-            note: notes.join("; "),
-            seconds: start.elapsed().as_secs_f32(),
-        })
+        self.record(&program.name, outcome, notes.join("; "), &tried, start)
     }
 
     /// One run each way, and more if they differ or nothing was parked: a program may be over before the added thread has forked.
-    fn runs(
-        &mut self,
-        program: &Program,
-        runs: &mut Runs,
-        forks: &mut Forks,
-        why: &mut String,
-    ) -> Result<()> {
-        let mut first = None;
+    fn try_out(&mut self, program: &Program, tried: &mut Tried) -> Result<()> {
+        let before = self.module.quiet_stats()?;
         for round in 0..=REPEATS {
-            if round > 0 && runs.differences().is_empty() && forks.parked > 0 {
+            if round > 0 && tried.runs.differences().is_empty() && tried.forks.parked > 0 {
                 break;
             }
-            runs.add(Fork::Stock, self.run(program, Fork::Stock)?);
-            let before = self.module.quiet_stats()?;
-            let cases = self.run(program, Fork::Armed)?;
+            for fork in [Fork::Stock, Fork::Armed] {
+                tried.runs.add(fork, self.run(program, fork)?);
+            }
             let after = self.module.quiet_stats()?;
-            runs.add(Fork::Armed, cases);
-            forks.add(&Forks::between(&before, &after));
-            if round == 0 {
-                first = Some(before);
-            }
-            if let Some(first) = &first {
-                *why = reasons(first, &after);
-            }
+            tried.forks = Forks::between(&before, &after);
+            tried.stock_forks = reasons(&before, &after);
             if after.switched_off != 0 {
                 self.module.reload()?;
                 bail!("the module found an inconsistency and switched itself off");
@@ -227,25 +197,34 @@ impl Frame<'_> {
         } else {
             (Outcome::Defect, problems.join("; "))
         };
-        self.record(Record {
+        self.record(results::LEAKS, outcome, note, &Tried::default(), start)
+    }
+
+    /// Files and prints a result.
+    fn record(
+        &mut self,
+        program: &str,
+        outcome: Outcome,
+        note: String,
+        tried: &Tried,
+        start: Instant,
+    ) -> Result<()> {
+        let record = Record {
             series: self.env.series.clone(),
             release: self.env.release.clone(),
             date: results::today(),
             suite: self.suite.name().to_owned(),
-            program: results::LEAKS.to_owned(),
+            program: program.to_owned(),
             outcome,
-            stock: Counts::default(),
-            armed: Counts::default(),
-            runs: 1,
-            forks: Forks::default(),
-            stock_forks: String::new(),
-            differences: vec![],
+            stock: tried.runs.first(Fork::Stock),
+            armed: tried.runs.first(Fork::Armed),
+            runs: tried.runs.count(),
+            forks: tried.forks,
+            stock_forks: tried.stock_forks.clone(),
+            differences: tried.runs.differences(),
             note,
             seconds: start.elapsed().as_secs_f32(),
-        })
-    }
-
-    fn record(&mut self, record: Record) -> Result<()> {
+        };
         let counts = |c: &Counts| format!("{}/{}/{}", c.pass, c.fail, c.skip);
         println!(
             "{} {}: stock {}, armed {}, {} runs, {} async forks, {} chunks parked, {:.0} s{}{}",
@@ -279,21 +258,33 @@ impl Frame<'_> {
     }
 }
 
-fn judge(runs: &Runs, forks: &Forks, why: &str) -> (Outcome, String) {
-    if runs.differences().iter().any(|d| d.defect) {
-        return (Outcome::Defect, String::new());
+/// All runs of a program.
+#[derive(Default)]
+struct Tried {
+    runs: Runs,
+    /// Of all armed runs.
+    forks: Forks,
+    /// Why some of them were stock forks all the same.
+    stock_forks: String,
+}
+
+impl Tried {
+    fn judge(&self) -> (Outcome, String) {
+        if self.runs.differences().iter().any(|d| d.defect) {
+            return (Outcome::Defect, String::new());
+        }
+        if self.forks.parked == 0 {
+            let why = match self.stock_forks.as_str() {
+                "" => "no armed fork",
+                _ => "nothing parked",
+            };
+            return (Outcome::NotRun, why.into());
+        }
+        if self.runs.first(Fork::Stock).pass == 0 {
+            return (Outcome::NotRun, "nothing passes with stock forks".into());
+        }
+        (Outcome::Passed, String::new())
     }
-    if forks.parked == 0 {
-        let why = match why {
-            "" => "no armed fork",
-            _ => "nothing parked",
-        };
-        return (Outcome::NotRun, why.into());
-    }
-    if runs.first(Fork::Stock).pass == 0 {
-        return (Outcome::NotRun, "nothing passes with stock forks".into());
-    }
-    (Outcome::Passed, String::new())
 }
 
 /// Lets readers of the kernel log attribute a complaint to its program.
@@ -312,35 +303,30 @@ mod tests {
 
     #[test]
     fn without_a_parked_chunk_nothing_has_been_shown() {
-        let mut runs = Runs::default();
+        let mut tried = Tried::default();
         let pass = || vec![Case::new("a", Verdict::Pass)];
-        runs.add(Fork::Stock, pass());
-        runs.add(Fork::Armed, pass());
-        let mut forks = Forks::default();
-        let (outcome, note) = judge(&runs, &forks, "");
-        assert_eq!((outcome, note.as_str()), (Outcome::NotRun, "no armed fork"));
-        let (outcome, note) = judge(&runs, &forks, "3 pinned");
-        assert_eq!(
-            (outcome, note.as_str()),
-            (Outcome::NotRun, "nothing parked")
-        );
-        forks.parked = 1;
-        assert_eq!(judge(&runs, &forks, "").0, Outcome::Passed);
+        tried.runs.add(Fork::Stock, pass());
+        tried.runs.add(Fork::Armed, pass());
+        assert_eq!(tried.judge(), (Outcome::NotRun, "no armed fork".into()));
+        tried.stock_forks = "3 pinned".into();
+        assert_eq!(tried.judge(), (Outcome::NotRun, "nothing parked".into()));
+        tried.forks.parked = 1;
+        assert_eq!(tried.judge().0, Outcome::Passed);
         // A failure counts, parked or not.
-        runs.add(Fork::Armed, vec![Case::new("a", Verdict::Fail)]);
-        assert_eq!(judge(&runs, &Forks::default(), "").0, Outcome::Defect);
+        tried.forks.parked = 0;
+        tried
+            .runs
+            .add(Fork::Armed, vec![Case::new("a", Verdict::Fail)]);
+        assert_eq!(tried.judge().0, Outcome::Defect);
     }
 
     #[test]
     fn a_program_that_never_passes_shows_nothing() {
-        let mut runs = Runs::default();
+        let mut tried = Tried::default();
         for fork in [Fork::Stock, Fork::Armed] {
-            runs.add(fork, vec![Case::new("a", Verdict::Skip)]);
+            tried.runs.add(fork, vec![Case::new("a", Verdict::Skip)]);
         }
-        let forks = Forks {
-            parked: 1,
-            ..Forks::default()
-        };
-        assert_eq!(judge(&runs, &forks, "").0, Outcome::NotRun);
+        tried.forks.parked = 1;
+        assert_eq!(tried.judge().0, Outcome::NotRun);
     }
 }

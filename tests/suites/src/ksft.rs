@@ -187,17 +187,18 @@ impl Suite for Kselftests {
 
 /// Where the programs of this kernel's version are, and then those of a newer one, if there are any.
 fn directories(env: &Env) -> Result<Vec<PathBuf>> {
-    let version: Vec<&str> = env.release.splitn(3, '.').collect();
-    let version = version[..2].join(".");
-    let mut found = Vec::new();
-    for version in [version.as_str(), NEWER] {
-        let build = format!("{BUILD}-{version}");
-        let mut places = DIRECTORIES.iter().map(|d| Path::new(&build).join(d));
-        found.extend(places.find(|d| d.is_dir()));
-        if version == NEWER {
-            break;
-        }
-    }
+    let numbers: Vec<&str> = env.release.split('.').take(2).collect();
+    let version = numbers.join(".");
+    let mut versions = vec![version.as_str(), NEWER];
+    versions.dedup();
+    let found: Vec<PathBuf> = versions
+        .iter()
+        .filter_map(|version| {
+            let build = PathBuf::from(format!("{BUILD}-{version}"));
+            let mut places = DIRECTORIES.iter().map(|d| build.join(d));
+            places.find(|d| d.is_dir())
+        })
+        .collect();
     ensure!(
         !found.is_empty(),
         "no selftests in {BUILD}-{version}: run scripts/suites"

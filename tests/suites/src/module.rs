@@ -133,20 +133,6 @@ impl Forks {
             merged: after.merged - before.merged,
         }
     }
-
-    pub fn add(&mut self, other: &Self) {
-        self.r#async += other.r#async;
-        self.stock += other.stock;
-        self.parked += other.parked;
-        self.by_child += other.by_child;
-        self.by_parent += other.by_parent;
-        self.by_helper += other.by_helper;
-        self.by_other += other.by_other;
-        self.reattached += other.reattached;
-        self.aborted += other.aborted;
-        self.killed += other.killed;
-        self.merged += other.merged;
-    }
 }
 
 /// Why forks were stock forks, the most frequent first.

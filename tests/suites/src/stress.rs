@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! stress-ng, of the guest's Debian: one program is one stressor.
 
+use std::cell::OnceCell;
 use std::fs;
 use std::time::Duration;
 
@@ -9,7 +10,11 @@ use anyhow::{ensure, Context, Result};
 use crate::env::{Env, Spread};
 use crate::suite::{Case, Fork, Program, Suite, Verdict};
 
-pub struct StressNg;
+#[derive(Default)]
+pub struct StressNg {
+    /// What `stress-ng --help` says; asked for once.
+    help: OnceCell<String>,
+}
 
 /// Each stressor, in two processes.
 const SECONDS: u64 = 5;
@@ -121,7 +126,10 @@ impl Suite for StressNg {
             true => Spread::Slots,
             false => Spread::SlotsAndForks(PERIOD_MS),
         };
-        let help = output(env, &["--help"])?;
+        if self.help.get().is_none() {
+            let _ = self.help.set(output(env, &["--help"])?);
+        }
+        let help = self.help.get().expect("just set");
         let known = |option: &&&str| {
             let name = option.split('=').next().unwrap_or(option);
             help.split_whitespace().any(|word| word == name)

@@ -39,9 +39,10 @@ fn child(arenas: &[Mutex<Arena>], mut held: Vec<MutexGuard<'_, Arena>>, mut rng:
     }
     require!(held.len() == arenas.len(), "not all locks are held");
     if busy {
+        let mix = Mix::default();
         for arena in &mut held {
             for n in 0..12 {
-                Mix::without(&[]).operate(arena, &mut rng, 100 + n).2?;
+                mix.operate(arena, &mut rng, 100 + n).result?;
             }
             arena.verify().at("child's own changes")?;
         }
@@ -66,15 +67,13 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
                 let mut rng = Rng::new(ctx.seed, &format!("{}-{n}", ctx.name));
                 let (stop, wanted) = (&stop, &wanted);
                 scope.spawn(move || -> Outcome {
-                    let mut gen = 1;
+                    let (mut gen, mix) = (1, Mix::default());
                     while !stop.load(Ordering::Relaxed) {
                         // A mutex alone is not fair: the forking thread would hardly get all of them.
                         while wanted.load(Ordering::SeqCst) && !stop.load(Ordering::Relaxed) {
                             std::thread::yield_now();
                         }
-                        Mix::without(&[])
-                            .operate(&mut lock(arena), &mut rng, gen)
-                            .2?;
+                        mix.operate(&mut lock(arena), &mut rng, gen).result?;
                         gen += 1;
                     }
                     Ok(())

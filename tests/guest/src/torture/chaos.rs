@@ -3,9 +3,11 @@
 
 use super::slot::Slot;
 use super::tally::{add, Tally};
+use super::Without;
 use crate::claim;
 use crate::mem::PAGE;
 use crate::module::Module;
+use crate::procfs;
 use crate::rng::Rng;
 use crate::swap::Swap;
 use crate::sys::{self, cvt, is_errno};
@@ -68,8 +70,8 @@ pub struct Chaos<'a> {
     pub slots: &'a [Slot],
     /// Their swap device.
     pub swap: &'a Swap,
-    /// Words in the names of deeds that are left out.
-    pub without: &'a [String],
+    /// Deeds that are not done.
+    pub without: &'a Without,
     /// Shared by all.
     pub tally: &'static Tally,
     /// Decides what happens.
@@ -79,10 +81,15 @@ pub struct Chaos<'a> {
 impl Chaos<'_> {
     /// Disturbs until the run is over.
     pub fn go_on(&mut self, aim: Aim) -> Outcome {
-        let left_out = |name: &str| self.without.iter().any(|w| name.contains(w.as_str()));
         let shares: Vec<usize> = DEEDS
             .iter()
-            .map(|d| if d.0 == aim && !left_out(d.1) { d.2 } else { 0 })
+            .map(|d| {
+                if d.0 == aim && !self.without.has(d.1) {
+                    d.2
+                } else {
+                    0
+                }
+            })
             .collect();
         while !self.tally.stopped() && shares.iter().any(|&s| s > 0) {
             let (_, name, _, deed) = DEEDS[self.rng.weighted(&shares)];
@@ -189,14 +196,12 @@ fn read_memory(pid: i32) -> io::Result<()> {
     let memory = fs::File::open(format!("/proc/{pid}/mem"))?;
     let mut page = [0; PAGE];
     for line in fs::read_to_string(format!("/proc/{pid}/maps"))?.lines() {
-        let mut fields = line.split_whitespace();
-        let (Some(range), Some("rw-p")) = (fields.next(), fields.next()) else {
-            continue;
-        };
-        let start = range.split('-').next().unwrap_or_default();
-        let start = u64::from_str_radix(start, 16).map_err(io::Error::other)?;
-        // It may be unmapped by now.
-        let _ = memory.read_at(&mut page, start);
+        if let (Some((start, _)), Some("rw-p")) =
+            (procfs::mapping(line), line.split_whitespace().nth(1))
+        {
+            // It may be unmapped by now.
+            let _ = memory.read_at(&mut page, start as u64);
+        }
     }
     Ok(())
 }

@@ -48,21 +48,21 @@ pub struct Life {
 impl Life {
     /// Lives and ends the process.
     pub fn live(&self) -> ! {
-        let mut last_deed = Deed::Exit;
+        let mut end = End::Exit;
         let result = board::guarded(|| {
-            last_deed = self.parent()?;
+            end = self.parent()?;
             Ok(())
         });
         let status = self.tally.exit_status(&self.name, &result);
         if status == GOOD {
             add(&self.tally.full_lives, 1);
-            last_deed.commit();
+            end.commit();
         }
         sys::exit_now(status);
     }
 
     /// Works and forks until its time is over: what to end with.
-    fn parent(&self) -> Outcome<Deed> {
+    fn parent(&self) -> Outcome<End> {
         self.slot.main.enter()?;
         sys::allow_huge_pages(true)?;
         probe::install()?;
@@ -85,7 +85,7 @@ impl Life {
                 if rng.one_in(4) {
                     // With threads at work, and children that may not have run yet.
                     add(&self.tally.full_lives, 1);
-                    Deed::some(&mut rng).commit();
+                    End::some(&mut rng).commit();
                 }
                 work.stop.store(true, Ordering::Relaxed);
                 for thread in threads {
@@ -101,7 +101,7 @@ impl Life {
         for arena in &arenas {
             lock(arena).arena.verify().at("at the end")?;
         }
-        Ok(Deed::some(&mut rng))
+        Ok(End::some(&mut rng))
     }
 
     /// What a child does. `held` is all of the parent's memory, as it was at the fork.
@@ -127,16 +127,16 @@ impl Life {
         }
         if rng.one_in(60) {
             add(&self.tally.whole, 1);
-            Deed::Dump.commit();
+            End::Dump.commit();
         }
         Ok(())
     }
 
     fn operate(&self, plot: &mut Plot, rng: &mut Rng, gen: u32) -> Outcome {
-        let (op, range, result) = self.mix.operate(&mut plot.arena, rng, gen);
-        add(&self.tally.ops[op], 1);
-        plot.note(format!("{gen} {} {range:?}", OPS[op].0));
-        result.map_err(|v| v.at(plot))
+        let done = self.mix.operate(&mut plot.arena, rng, gen);
+        add(&self.tally.ops[done.number], 1);
+        plot.note(format!("{gen} {} {:?}", OPS[done.number].0, done.pages));
+        done.result.map_err(|v| v.at(plot))
     }
 
     fn verify(&self, held: &[MutexGuard<'_, Plot>]) -> Outcome {
@@ -439,7 +439,8 @@ fn failed_report(device: &Device) -> Outcome {
 
 /// The end of a process.
 #[derive(Clone, Copy)]
-enum Deed {
+enum End {
+    /// Exits.
     Exit,
     /// Replaces its memory by a program's.
     Exec,
@@ -447,7 +448,7 @@ enum Deed {
     Dump,
 }
 
-impl Deed {
+impl End {
     fn some(rng: &mut Rng) -> Self {
         match rng.below(8) {
             0 => Self::Dump,

@@ -101,9 +101,8 @@ pub fn run(args: &TortureArgs) -> anyhow::Result<bool> {
     sys::allow_huge_pages(false)?;
     let tally = Tally::new()?;
     let baseline = Census::take()?;
-    let mut without = args.without.clone();
-    let result = leave_out_defects(&mut without)
-        .and_then(|()| torture(args, seed, module.as_ref(), tally, &without));
+    let mut without = Without(args.without.clone());
+    let result = torture(args, seed, module.as_ref(), tally, &mut without);
     let totals = tally.totals(statistics(module.as_ref()).as_ref());
     let result = result
         .and_then(|()| match &module {
@@ -129,14 +128,23 @@ fn statistics(module: Option<&Module>) -> Option<Stats> {
     module?.stats().ok()
 }
 
-/// What goes wrong in this kernel without the module, too.
-fn leave_out_defects(without: &mut Vec<String>) -> Outcome {
-    let _swap = Swap::new()?;
+/// Words in the names of operations and disturbances that are not to be.
+#[derive(Default)]
+pub struct Without(Vec<String>);
+
+impl Without {
+    fn has(&self, name: &str) -> bool {
+        self.0.iter().any(|word| name.contains(word.as_str()))
+    }
+}
+
+/// What goes wrong in this kernel without the module, too, if there is swap.
+fn leave_out_defects(without: &mut Without) -> Outcome {
     if defect::free_in_a_child_frees_for_the_parent()? {
         println!(
             "left out MADV_FREE: this kernel takes other processes' pages (docs/correctness.md)"
         );
-        without.push("MADV_FREE".into());
+        without.0.push("MADV_FREE".into());
     }
     Ok(())
 }
@@ -147,22 +155,22 @@ fn torture(
     seed: u64,
     module: Option<&Module>,
     tally: &'static Tally,
-    without: &[String],
+    without: &mut Without,
 ) -> Outcome {
     let swap = Swap::new()?;
+    leave_out_defects(without)?;
     let _settings = settings()?;
     let top = Cgroup::top()?;
     let slots = (0..args.parents)
         .map(|n| Ok(Slot::new(&top, n)?))
         .collect::<Outcome<Vec<_>>>()?;
-    // SAFETY: plain numbers: orphans come to this process.
-    sys::cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) })?;
+    sys::adopt_orphans()?;
 
     let mut crowd = Crowd {
         tally,
         slots: &slots,
         seed,
-        mix: Mix::without(without),
+        mix: Mix::new(without),
         pids: HashMap::new(),
         lives: vec![0; slots.len()],
     };
@@ -454,7 +462,7 @@ fn report(tally: &Tally, totals: &Totals, elapsed: Duration) {
 }
 
 /// A run in which something never happened has shown less than it claims.
-fn expect_tried(tally: &Tally, totals: &Totals, elapsed: Duration, without: &[String]) -> Outcome {
+fn expect_tried(tally: &Tally, totals: &Totals, elapsed: Duration, without: &Without) -> Outcome {
     let mut counts = vec![
         ("whole children".to_owned(), get(&tally.whole)),
         ("parked chunks".to_owned(), totals.get("chunks parked")),
@@ -484,7 +492,7 @@ fn expect_tried(tally: &Tally, totals: &Totals, elapsed: Duration, without: &[St
     }
     let missing: Vec<String> = counts
         .into_iter()
-        .filter(|(name, n)| *n == 0 && !without.iter().any(|w| name.contains(w.as_str())))
+        .filter(|(name, n)| *n == 0 && !without.has(name))
         .map(|(name, _)| name)
         .collect();
     require!(missing.is_empty(), "never happened: {}", missing.join(", "));

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random operations on an arena. Each keeps the arena's model true; its pieces stay mapped and writable.
 
+use super::Without;
 use crate::claim;
 use crate::mem::{probe, Arena, Span, Want, CHUNK_PAGES, PAGE};
 use crate::procfs;
@@ -9,6 +10,7 @@ use crate::sys::{self, cvt, is_errno};
 use crate::verdict::{Context, Outcome};
 use std::fs::File;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -58,30 +60,41 @@ pub const OPS: &[(&str, usize, Op)] = &[
 #[derive(Clone)]
 pub struct Mix(Vec<usize>);
 
+impl Default for Mix {
+    fn default() -> Self {
+        Self::new(&Without::default())
+    }
+}
+
 impl Mix {
-    /// All of them but those whose names contain one of these words.
-    pub fn without(words: &[String]) -> Self {
-        let left_out = |name: &str| words.iter().any(|w| name.contains(w.as_str()));
-        let shares = OPS
-            .iter()
-            .map(|op| if left_out(op.0) { 0 } else { op.1 })
-            .collect();
-        Self(shares)
+    /// All of them but these.
+    pub fn new(without: &Without) -> Self {
+        let share = |op: &(&str, usize, Op)| if without.has(op.0) { 0 } else { op.1 };
+        Self(OPS.iter().map(share).collect())
     }
 
-    /// Does one: its number in [`OPS`], and the pages.
-    pub fn operate(
-        &self,
-        arena: &mut Arena,
-        rng: &mut Rng,
-        gen: u32,
-    ) -> (usize, Range<usize>, Outcome) {
+    /// Does one.
+    pub fn operate(&self, arena: &mut Arena, rng: &mut Rng, gen: u32) -> Operation {
         let number = rng.weighted(&self.0);
         let (name, _, op) = OPS[number];
-        let range = arena.some_range(rng, PAGES);
-        let result = op(arena, range.clone(), rng, gen).at(name);
-        (number, range, result)
+        let pages = arena.some_range(rng, PAGES);
+        let result = op(arena, pages.clone(), rng, gen).at(name);
+        Operation {
+            number,
+            pages,
+            result,
+        }
     }
+}
+
+/// An operation that was done.
+pub struct Operation {
+    /// Its place in [`OPS`].
+    pub number: usize,
+    /// Pages of the arena.
+    pub pages: Range<usize>,
+    /// How it ended.
+    pub result: Outcome,
 }
 
 fn write(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> Outcome {
@@ -175,7 +188,7 @@ fn move_dontunmap(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -
     moved?;
     arena.moved(range.clone(), away).verify().at("moved away")?;
     for page in range {
-        let word = here_word(arena, page);
+        let word = arena.part(page..page + 1).load(0);
         claim!(
             word == 0,
             "page {page} was moved away, and still holds {word:#x}"
@@ -183,10 +196,6 @@ fn move_dontunmap(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -
     }
     away.remap(away.len(), 0, Some(here))?;
     Ok(())
-}
-
-fn here_word(arena: &Arena, page: usize) -> u64 {
-    arena.part(page..page + 1).load(0)
 }
 
 fn lock(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
@@ -272,7 +281,7 @@ fn read_into(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> O
     }
     let span = arena.part(range.clone());
     // SAFETY: the span is mapped and writable, and no Rust object lives in it.
-    let read = cvt(unsafe { libc::pread(raw(&file), span.ptr(), span.len(), 0) })?;
+    let read = cvt(unsafe { libc::pread(file.as_raw_fd(), span.ptr(), span.len(), 0) })?;
     claim!(read as usize == span.len(), "read(2) is short: {read}");
     arena.expect_gen(range, gen);
     Ok(())
@@ -284,7 +293,7 @@ fn write_from(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Ou
     let file = scratch_file(range.len())?;
     let span = arena.part(range.clone());
     // SAFETY: the span is mapped and readable.
-    let written = cvt(unsafe { libc::pwrite(raw(&file), span.ptr(), span.len(), 0) })?;
+    let written = cvt(unsafe { libc::pwrite(file.as_raw_fd(), span.ptr(), span.len(), 0) })?;
     claim!(
         written as usize == span.len(),
         "write(2) is short: {written}"
@@ -292,8 +301,4 @@ fn write_from(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Ou
     arena
         .moved(range, span)
         .verify_through(|addr, page| file.read_exact_at(page, (addr - span.addr()) as u64))
-}
-
-fn raw(file: &File) -> i32 {
-    std::os::fd::AsRawFd::as_raw_fd(file)
 }
