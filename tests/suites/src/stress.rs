@@ -66,7 +66,7 @@ const STRESSORS: &[Stressor] = &[
     added("pagemove", &["--pagemove-bytes=32m"]),
     added("brk", &["--brk-bytes=256m"]),
     added("bigheap", &["--bigheap-bytes=256m"]),
-    added("vm", &["--vm-bytes=128m"]),
+    added("vm", &["--vm-bytes=128m", "--ksm"]),
     added("mlock", &[]),
     added("mprotect", &[]),
     added("munmap", &[]),

@@ -4,13 +4,14 @@
 use super::common::Gate;
 use super::Test;
 use crate::board::Board;
-use crate::claim;
 use crate::ctx::Ctx;
 use crate::hold::{Hold, Plug};
 use crate::mem::Arena;
 use crate::module::{self, device_error};
+use crate::session;
 use crate::sys::{self, cvt, is_errno, Exit};
 use crate::verdict::{Context, Outcome, Verdict};
+use crate::{claim, require};
 use asyncfork_uapi::{self as abi, Arm, Device, Outcome as Fate, Reason, Report, State};
 use std::fs::{self, OpenOptions};
 use std::io;
@@ -71,6 +72,11 @@ pub const TESTS: &[Test] = &[
         .module()
         .quick(),
     Test::new("times_in_the_report_are_of_the_monotonic_clock", times).module(),
+    Test::new(
+        "report_of_a_session_that_just_ends_has_a_true_copy_ns",
+        just_ends,
+    )
+    .module(),
 ];
 
 fn open() -> Outcome<Device> {
@@ -738,4 +744,35 @@ fn times(ctx: &Ctx) -> Outcome<String> {
             r.meta_bytes >= 8 * r.parked
         })?;
     Ok(ended.detail())
+}
+
+/// A report in the instant in which the session ended knew that it had, but not when, and subtracted from zero.
+fn just_ends(ctx: &Ctx) -> Outcome<String> {
+    const FORKS: usize = 200;
+    let arena = Arena::new(&mut ctx.rng(), 2)?;
+    let mut reports = 0;
+    for _ in 0..FORKS {
+        let before = sys::now_ns();
+        let session = ctx.fork().start(|| Ok(()))?;
+        while let Some(report) = session.report()? {
+            let passed = sys::now_ns() - before;
+            claim!(
+                report.copy_ns <= passed,
+                "copy_ns is {} after {passed} ns: {}",
+                report.copy_ns,
+                session::summary(&report)
+            );
+            if report.state() != State::Running {
+                break;
+            }
+            reports += 1;
+        }
+        session.finish()?.whole(1)?;
+    }
+    arena.verify()?;
+    require!(
+        reports >= FORKS,
+        "hardly a report of a running session: {reports}"
+    );
+    Ok(format!("{reports} reports of running sessions"))
 }
