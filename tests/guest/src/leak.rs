@@ -2,7 +2,7 @@
 //! Whether the kernel is left as it was found.
 
 use crate::verdict::{Outcome, Verdict};
-use asyncfork_census::Census;
+use asyncfork_watch::Census;
 
 /// Waits for late frees, then fails if anything is still above the baseline.
 pub fn expect_unchanged(baseline: &Census) -> Outcome<String> {

@@ -99,8 +99,7 @@ fn main() -> ExitCode {
 
 /// Refuses to play with a machine that somebody needs.
 fn expect_guest(not_a_guest: bool) -> anyhow::Result<()> {
-    let cmdline = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
-    if !not_a_guest && !cmdline.contains("virtme") {
+    if !not_a_guest && !asyncfork_watch::is_guest().context("/proc/cmdline")? {
         bail!("this is no virtme-ng guest; --not-a-guest runs it all the same");
     }
     Ok(())

@@ -13,7 +13,7 @@ use crate::procfs;
 use crate::sys::{self, Exit};
 use crate::verdict::{Context, Outcome, Verdict};
 use anyhow::{bail, Context as _};
-use asyncfork_census::Census;
+use asyncfork_watch::{describe, mark_kernel_log, Census};
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -272,7 +272,7 @@ impl Runner<'_> {
             })
         });
         if !matches!(gone, Ok(Some(()))) {
-            sys::describe(&ctx.cgroup.processes());
+            ctx.cgroup.processes().into_iter().for_each(describe);
             self.stopped = Some(format!("processes of {} cannot be killed", ctx.name));
             return;
         }
@@ -332,7 +332,7 @@ fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
     drop(write);
 
     if !wait_with_watchdog(pid)? {
-        sys::describe(&ctx.cgroup.processes());
+        ctx.cgroup.processes().into_iter().for_each(describe);
         ctx.cgroup.kill()?;
         return Err(Verdict::Broken(format!("stuck for {WATCHDOG_SECONDS} s")));
     }
@@ -452,14 +452,6 @@ fn populate_program() -> std::io::Result<()> {
 
 fn reap() {
     while let Ok(Some(_)) = sys::wait_any() {}
-}
-
-/// Lets readers of the kernel log attribute a complaint to its test.
-fn mark_kernel_log(name: &str) -> std::io::Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .open("/dev/kmsg")?
-        .write_all(format!("asyncfork-test: {name}\n").as_bytes())
 }
 
 /// Verdicts on standard output and in results.txt.

@@ -2,7 +2,6 @@
 //! Thin wrappers of the system calls that several modules need.
 
 use std::ffi::CString;
-use std::fs;
 use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
@@ -145,30 +144,6 @@ pub fn wait_any() -> io::Result<Option<(i32, Exit)>> {
 pub fn adopt_orphans() -> io::Result<()> {
     // SAFETY: plain numbers.
     cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
-}
-
-/// Shows where processes are stuck, thread by thread.
-pub fn describe(pids: &[i32]) {
-    for pid in pids {
-        let tasks = fs::read_dir(format!("/proc/{pid}/task"))
-            .into_iter()
-            .flatten()
-            .flatten();
-        for task in tasks.map(|t| t.path()) {
-            let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
-            let status = read("status");
-            let state = status
-                .lines()
-                .find(|l| l.starts_with("State"))
-                .unwrap_or("gone");
-            println!(
-                "  {} {}: {state}\n{}",
-                task.display(),
-                read("comm").trim(),
-                read("stack").trim_end()
-            );
-        }
-    }
 }
 
 /// kill(2).

@@ -9,6 +9,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use asyncfork_watch::describe;
 
 use crate::suite::{Case, Fork, Verdict};
 
@@ -104,7 +105,7 @@ impl Env {
             std::thread::sleep(Duration::from_millis(10));
         };
         if status.is_none() {
-            describe(child.id());
+            describe(child.id() as i32);
             // The leader first, as others may be its children by other groups.
             let _ = child.kill();
             let _ = child.wait();
@@ -210,9 +211,7 @@ fn kill_children() {
         }
         if start.elapsed() > KILL_PATIENCE {
             println!("  cannot be killed: {children:?}");
-            children
-                .iter()
-                .for_each(|&pid| describe(pid.unsigned_abs()));
+            children.iter().for_each(|&pid| describe(pid));
             return;
         }
         std::thread::sleep(Duration::from_millis(5));
@@ -230,20 +229,6 @@ fn children() -> Vec<i32> {
         .flat_map(|list| list.split_whitespace().map(str::parse).collect::<Vec<_>>())
         .filter_map(Result::ok)
         .collect()
-}
-
-/// Shows where a process hangs.
-fn describe(pid: u32) {
-    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
-    for task in tasks.into_iter().flatten().flatten() {
-        let read = |file: &str| fs::read_to_string(task.path().join(file)).unwrap_or_default();
-        println!(
-            "  {} {}:\n{}",
-            task.path().display(),
-            read("comm").trim(),
-            read("stack").trim_end()
-        );
-    }
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
-use asyncfork_census::Census;
+use asyncfork_watch::{mark_kernel_log, Census};
 
 use crate::compare::{Counts, Runs};
 use crate::env::{adopt_orphans, Env};
@@ -285,15 +285,6 @@ impl Tried {
         }
         (Outcome::Passed, String::new())
     }
-}
-
-/// Lets readers of the kernel log attribute a complaint to its program.
-fn mark_kernel_log(name: &str) -> Result<()> {
-    OpenOptions::new()
-        .write(true)
-        .open("/dev/kmsg")?
-        .write_all(format!("asyncfork-test: {name}\n").as_bytes())?;
-    Ok(())
 }
 
 #[cfg(test)]

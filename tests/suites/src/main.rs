@@ -105,9 +105,8 @@ fn suite_by_name(name: &str) -> Result<Box<dyn Suite>> {
 }
 
 fn run(args: RunArgs) -> Result<bool> {
-    let cmdline = std::fs::read_to_string("/proc/cmdline").context("/proc/cmdline")?;
     ensure!(
-        cmdline.contains("virtme"),
+        asyncfork_watch::is_guest().context("/proc/cmdline")?,
         "this is no virtme-ng guest; the suites could harm the machine: use scripts/suites"
     );
     let suite = suite_by_name(&args.suite)?;

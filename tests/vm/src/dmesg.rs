@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Finds the kernel's complaints in its log.
 
+use asyncfork_watch::TEST_MARKER;
 use std::collections::HashSet;
 use std::fmt;
-
-/// What a test writes to `/dev/kmsg` before it starts, followed by its name.
-pub const TEST_MARKER: &str = "asyncfork-test: ";
 
 /// A line with one of these is a complaint. Case matters: "not a bug" and
 /// "report a bug" are harmless.
@@ -197,24 +195,6 @@ pub fn merge(dmesg: &str, console: &str) -> String {
         }
     }
     log
-}
-
-/// What the taint flags in `/proc/sys/kernel/tainted` say against the kernel.
-/// Out-of-tree and unsigned modules (ours is both) taint it without harm.
-pub fn bad_taint(tainted: u64) -> Option<String> {
-    const BAD: &[(u32, &str)] = &[
-        (4, "machine check"),
-        (5, "bad page"),
-        (7, "kernel died"),
-        (9, "warning"),
-        (14, "soft lockup"),
-    ];
-    let bad: Vec<&str> = BAD
-        .iter()
-        .filter(|(bit, _)| tainted & (1 << bit) != 0)
-        .map(|&(_, name)| name)
-        .collect();
-    (!bad.is_empty()).then(|| format!("kernel tainted by: {}", bad.join(", ")))
 }
 
 /// What `/proc/lockdep_stats` says against a run: nothing if lockdep is still at it.
@@ -464,14 +444,5 @@ mod tests {
         assert!(leaks(&foreign).is_empty());
         assert_eq!(leaks(&format!("{foreign}{ours}{unloaded}")).len(), 2);
         assert_eq!(leaks("kmemleak is off\n").len(), 1);
-    }
-
-    #[test]
-    fn loading_our_module_is_no_bad_taint() {
-        const OUT_OF_TREE: u64 = 1 << 12;
-        const UNSIGNED: u64 = 1 << 13;
-        assert_eq!(bad_taint(OUT_OF_TREE | UNSIGNED), None);
-        let taint = bad_taint(OUT_OF_TREE | 1 << 9 | 1 << 5).unwrap();
-        assert_eq!(taint, "kernel tainted by: bad page, warning");
     }
 }

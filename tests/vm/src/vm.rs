@@ -344,7 +344,7 @@ impl VmOptions {
                 .trim()
                 .parse()
                 .ok()
-                .and_then(dmesg::bad_taint),
+                .and_then(asyncfork_watch::bad_taint),
             findings.as_slice(),
         ) {
             findings.push(Finding {

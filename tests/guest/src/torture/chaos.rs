@@ -388,17 +388,12 @@ pub fn expect_sane(stats: Option<&Stats>) -> Outcome {
 
 /// Warnings and the like, as far as the kernel's taint flags tell.
 pub fn expect_untainted() -> Outcome {
-    const BAD_PAGE: u64 = 1 << 5;
-    const DIED: u64 = 1 << 7;
-    const WARNED: u64 = 1 << 9;
-    const LOCKED_UP: u64 = 1 << 14;
     let taint: u64 = fs::read_to_string("/proc/sys/kernel/tainted")?
         .trim()
         .parse()
         .map_err(|e| Verdict::Broken(format!("/proc/sys/kernel/tainted: {e}")))?;
-    claim!(
-        taint & (BAD_PAGE | DIED | WARNED | LOCKED_UP) == 0,
-        "the kernel has complained (taint flags {taint:#x}); its log says of what"
-    );
-    Ok(())
+    match asyncfork_watch::bad_taint(taint) {
+        Some(why) => Err(Verdict::Failed(format!("{why}; its log says of what"))),
+        None => Ok(()),
+    }
 }

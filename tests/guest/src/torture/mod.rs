@@ -22,8 +22,8 @@ use crate::sys::{self, Exit};
 use crate::verdict::{Context as _, Outcome, Verdict};
 use crate::{claim, require, runner};
 use anyhow::Context as _;
-use asyncfork_census::Census;
 use asyncfork_uapi::{Hook, Stats};
+use asyncfork_watch::Census;
 use chaos::{Aim, Chaos, DEEDS};
 use life::Life;
 pub use ops::Mix;
@@ -349,7 +349,9 @@ impl Crowd<'_> {
     }
 
     fn describe(&self) {
-        sys::describe(&self.everybody());
+        self.everybody()
+            .into_iter()
+            .for_each(asyncfork_watch::describe);
     }
 
     /// After a kill: nobody is left, and nobody's end matters.

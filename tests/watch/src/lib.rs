@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What tests watch of the kernel they run on: its log, its memory, its taint flags, processes that hang.
+
+mod census;
+
+pub use census::Census;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+
+/// What a test writes to `/dev/kmsg` before it starts, followed by its name.
+pub const TEST_MARKER: &str = "asyncfork-test: ";
+
+/// Lets readers of the kernel log attribute a complaint to its test.
+///
+/// # Errors
+/// Not root.
+pub fn mark_kernel_log(name: &str) -> io::Result<()> {
+    OpenOptions::new()
+        .write(true)
+        .open("/dev/kmsg")?
+        .write_all(format!("{TEST_MARKER}{name}\n").as_bytes())
+}
+
+/// Whether this is a virtme-ng guest, which nobody needs afterwards.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn is_guest() -> io::Result<bool> {
+    Ok(fs::read_to_string("/proc/cmdline")?.contains("virtme"))
+}
+
+/// What the taint flags in `/proc/sys/kernel/tainted` say against the kernel.
+/// Out-of-tree and unsigned modules (ours is both) taint it without harm.
+pub fn bad_taint(tainted: u64) -> Option<String> {
+    const BAD: &[(u32, &str)] = &[
+        (4, "machine check"),
+        (5, "bad page"),
+        (7, "kernel died"),
+        (9, "warning"),
+        (14, "soft lockup"),
+    ];
+    let bad: Vec<&str> = BAD
+        .iter()
+        .filter(|(bit, _)| tainted & (1 << bit) != 0)
+        .map(|&(_, name)| name)
+        .collect();
+    (!bad.is_empty()).then(|| format!("kernel tainted by: {}", bad.join(", ")))
+}
+
+/// Shows where a process is stuck, thread by thread.
+pub fn describe(pid: i32) {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"));
+    for task in tasks.into_iter().flatten().flatten().map(|t| t.path()) {
+        let read = |file: &str| fs::read_to_string(task.join(file)).unwrap_or_default();
+        let status = read("status");
+        let state = status.lines().find(|l| l.starts_with("State"));
+        println!(
+            "  {} {}: {}\n{}",
+            task.display(),
+            read("comm").trim(),
+            state.unwrap_or("gone"),
+            read("stack").trim_end()
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loading_our_module_is_no_bad_taint() {
+        const OUT_OF_TREE: u64 = 1 << 12;
+        const UNSIGNED: u64 = 1 << 13;
+        assert_eq!(bad_taint(OUT_OF_TREE | UNSIGNED), None);
+        let taint = bad_taint(OUT_OF_TREE | 1 << 9 | 1 << 5).unwrap();
+        assert_eq!(taint, "kernel tainted by: bad page, warning");
+    }
+}
