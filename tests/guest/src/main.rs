@@ -8,6 +8,7 @@ mod bench;
 mod board;
 mod cases;
 mod cgroup;
+mod crew;
 mod ctx;
 mod hold;
 mod leak;

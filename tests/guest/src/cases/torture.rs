@@ -2,16 +2,16 @@
 //! Random operations of several threads and processes, against the model.
 
 use super::Test;
+use crate::crew::{self, lock, Crew, Held};
 use crate::ctx::Ctx;
 use crate::mem::{Arena, Shape};
 use crate::require;
 use crate::rng::Rng;
 use crate::sys;
 use crate::torture::Mix;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, Outcome};
 use asyncfork_uapi::{Outcome as Fate, Reason};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::Mutex;
 
 const THREADS: usize = 3;
 const FORKS: u32 = 24;
@@ -27,20 +27,15 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// What the child does: verify, and in half of the cases torture its own copy first or after.
-fn child(arenas: &[Mutex<Arena>], mut held: Vec<MutexGuard<'_, Arena>>, mut rng: Rng) -> Outcome {
+fn child(mut held: Held<'_, Arena>, mut rng: Rng) -> Outcome {
     let busy = rng.one_in(2);
-    for arena in &held {
+    for arena in held.iter() {
         arena.verify()?;
     }
-    require!(held.len() == arenas.len(), "not all locks are held");
     if busy {
         let mix = Mix::default();
-        for arena in &mut held {
+        for arena in held.iter_mut() {
             for n in 0..12 {
                 mix.operate(arena, &mut rng, 100 + n).result?;
             }
@@ -57,45 +52,22 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
     for _ in 0..THREADS {
         arenas.push(Mutex::new(Arena::shaped(&mut rng, shape)?));
     }
-    let (stop, wanted) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (crew, mix) = (Crew::new(&arenas, 0), Mix::default());
+    let operate = |arena: &mut Arena, rng: &mut Rng, gen| mix.operate(arena, rng, gen).result;
     let (mut parked, mut by_parent, mut killed, mut stock) = (0, 0, 0, 0);
     let result = std::thread::scope(|scope| -> Outcome {
-        let threads: Vec<_> = arenas
-            .iter()
-            .enumerate()
-            .map(|(n, arena)| {
-                let mut rng = Rng::new(ctx.seed, &format!("{}-{n}", ctx.name));
-                let (stop, wanted) = (&stop, &wanted);
-                scope.spawn(move || -> Outcome {
-                    let (mut gen, mix) = (1, Mix::default());
-                    while !stop.load(Ordering::Relaxed) {
-                        // A mutex alone is not fair: the forking thread would hardly get all of them.
-                        while wanted.load(Ordering::SeqCst) && !stop.load(Ordering::Relaxed) {
-                            std::thread::yield_now();
-                        }
-                        mix.operate(&mut lock(arena), &mut rng, gen).result?;
-                        gen += 1;
-                    }
-                    Ok(())
-                })
-            })
-            .collect();
+        let threads = crew.start(scope, &mut rng, operate)?;
         let forks = (0..FORKS).try_for_each(|_| -> Outcome {
             for _ in 0..rng.below(10) {
                 super::common::pause(&mut rng);
             }
-            // The models are true at the fork: nobody is in an operation.
-            wanted.store(true, Ordering::SeqCst);
-            let held: Vec<_> = arenas.iter().map(lock).collect();
+            let held = crew.hold();
             let for_child = Rng::new(rng.next(), "child");
             let helpers = if rng.one_in(4) { 1 } else { 0 };
-            let mut held = Some(held);
             let session = ctx
                 .fork()
                 .helpers(helpers)
-                .start(|| child(&arenas, held.take().unwrap_or_default(), for_child))?;
-            drop(held);
-            wanted.store(false, Ordering::SeqCst);
+                .start(move || child(held, for_child))?;
             let kill = rng.one_in(5);
             if kill {
                 super::common::pause(&mut rng);
@@ -121,13 +93,8 @@ fn torture(ctx: &Ctx, shape: Shape) -> Outcome<String> {
             by_parent += ended.report().map_or(0, |r| r.by_parent);
             Ok(())
         });
-        stop.store(true, Ordering::Relaxed);
-        for thread in threads {
-            thread
-                .join()
-                .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))
-                .at("thread")?;
-        }
+        crew.stop();
+        crew::join(threads).at("thread")?;
         forks
     });
     result?;

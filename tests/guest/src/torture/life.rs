@@ -7,6 +7,7 @@ use super::tally::{add, Tally, BAD, GOOD, SCARCE};
 use crate::board;
 use crate::cases::common::pause;
 use crate::claim;
+use crate::crew::{self, lock, nap, Crew, Held};
 use crate::mem::{probe, Arena, Shape};
 use crate::module;
 use crate::rng::Rng;
@@ -16,13 +17,12 @@ use crate::verdict::{Context, Outcome, Verdict};
 use asyncfork_uapi::{Arm, Device, Outcome as Fate, Reason, Report, State};
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread::{Builder, Scope, ScopedJoinHandle};
-use std::time::Duration;
+use std::sync::{Mutex, MutexGuard};
 
 /// Most threads that work on memory, each on its own.
 const THREADS: usize = 3;
+/// Most microseconds between two operations of a thread, and between two forks.
+const REST: usize = 3000;
 /// Most forks of a life.
 const FORKS: usize = 40;
 /// Ends a process with a core dump; no library raises it.
@@ -75,27 +75,25 @@ impl Life {
             .collect::<Outcome<Vec<_>>>()?;
         let work = Work {
             life: self,
-            arenas: &arenas,
-            stop: AtomicBool::new(false),
-            wanted: AtomicBool::new(false),
+            crew: Crew::new(&arenas, REST),
         };
+        let operate = |plot: &mut Plot, rng: &mut Rng, gen| self.operate(plot, rng, gen);
         std::thread::scope(|scope| {
-            let result = work.start(scope, &mut rng).and_then(|threads| {
-                let kids = work.forks(&mut rng)?;
-                if rng.one_in(4) {
-                    // With threads at work, and children that may not have run yet.
-                    add(&self.tally.full_lives, 1);
-                    End::some(&mut rng).commit();
-                }
-                work.stop.store(true, Ordering::Relaxed);
-                for thread in threads {
-                    thread
-                        .join()
-                        .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
-                }
-                kids.into_iter().try_for_each(|kid| kid.reap(self))
-            });
-            work.stop.store(true, Ordering::Relaxed);
+            let result = work
+                .crew
+                .start(scope, &mut rng, operate)
+                .and_then(|threads| {
+                    let kids = work.forks(&mut rng)?;
+                    if rng.one_in(4) {
+                        // With threads at work, and children that may not have run yet.
+                        add(&self.tally.full_lives, 1);
+                        End::some(&mut rng).commit();
+                    }
+                    work.crew.stop();
+                    crew::join(threads)?;
+                    kids.into_iter().try_for_each(|kid| kid.reap(self))
+                });
+            work.crew.stop();
             result
         })?;
         for arena in &arenas {
@@ -105,10 +103,10 @@ impl Life {
     }
 
     /// What a child does. `held` is all of the parent's memory, as it was at the fork.
-    fn child(&self, mut held: Vec<MutexGuard<'_, Plot>>, mut rng: Rng) -> Outcome {
+    fn child(&self, mut held: Held<'_, Plot>, mut rng: Rng) -> Outcome {
         self.verify(&held)?;
         if rng.one_in(2) {
-            for arena in &mut held {
+            for arena in held.iter_mut() {
                 for n in 0..8 {
                     self.operate(arena, &mut rng, 1000 + n)?;
                 }
@@ -118,7 +116,7 @@ impl Life {
         if rng.one_in(6) {
             let device = self.arm(&mut rng)?;
             if let Some(kid) = self.fork(device, || self.verify(&held).at("grandchild"))? {
-                for arena in &mut held {
+                for arena in held.iter_mut() {
                     self.operate(arena, &mut rng, 2000)?;
                 }
                 kid.reap(self)?;
@@ -201,52 +199,15 @@ impl Life {
     }
 }
 
-/// What the threads of a parent share.
+/// A parent's forks, with threads at work beside them.
 struct Work<'a> {
     life: &'a Life,
-    arenas: &'a [Mutex<Plot>],
-    stop: AtomicBool,
-    /// The forking thread wants all locks: a mutex alone is not fair.
-    wanted: AtomicBool,
+    crew: Crew<'a, Plot>,
 }
 
 impl Work<'_> {
-    /// Starts a thread for each arena.
-    fn start<'scope>(
-        &'scope self,
-        scope: &'scope Scope<'scope, '_>,
-        rng: &mut Rng,
-    ) -> Outcome<Vec<ScopedJoinHandle<'scope, Outcome>>> {
-        (0..self.arenas.len())
-            .map(|n| {
-                let rng = Rng::new(rng.next(), "thread");
-                let body = move || board::guarded(|| self.thread(n, rng));
-                Ok(Builder::new().spawn_scoped(scope, body)?)
-            })
-            .collect()
-    }
-
     fn over(&self) -> bool {
-        self.stop.load(Ordering::Relaxed) || self.life.tally.stopped()
-    }
-
-    /// Works on one arena until the forks are over.
-    fn thread(&self, number: usize, mut rng: Rng) -> Outcome {
-        let mut gen = 1;
-        while !self.over() {
-            while self.wanted.load(Ordering::SeqCst) && !self.over() {
-                std::thread::yield_now();
-            }
-            let mut plot = lock(&self.arenas[number]);
-            if let Err(v) = self.life.operate(&mut plot, &mut rng, gen) {
-                self.stop.store(true, Ordering::Relaxed);
-                return Err(v);
-            }
-            drop(plot);
-            gen += 1;
-            nap(&mut rng, 3000);
-        }
-        Ok(())
+        self.crew.stopped() || self.life.tally.stopped()
     }
 
     /// Forks again and again: the children that are left.
@@ -256,7 +217,7 @@ impl Work<'_> {
             if self.over() {
                 break;
             }
-            nap(rng, 3000);
+            nap(rng, REST);
             let Some(kid) = self.fork(rng)? else {
                 continue;
             };
@@ -280,19 +241,13 @@ impl Work<'_> {
     /// One fork of all memory, while nobody is in the middle of an operation: the models are true.
     fn fork(&self, rng: &mut Rng) -> Outcome<Option<Kid>> {
         let device = self.life.arm(rng)?;
-        self.wanted.store(true, Ordering::SeqCst);
-        let mut held: Vec<_> = self.arenas.iter().map(lock).collect();
-        for plot in &mut held {
+        let mut held = self.crew.hold();
+        for plot in held.iter_mut() {
             plot.note("fork".into());
         }
-        let mut held = Some(held);
         let for_child = Rng::new(rng.next(), "child");
-        let kid = self.life.fork(device, || {
-            self.life.child(held.take().unwrap_or_default(), for_child)
-        });
-        drop(held);
-        self.wanted.store(false, Ordering::SeqCst);
-        kid
+        self.life
+            .fork(device, move || self.life.child(held, for_child))
     }
 }
 
@@ -326,15 +281,6 @@ impl fmt::Display for Plot {
         let history: Vec<&str> = self.history.iter().map(String::as_str).collect();
         write!(f, "after {}", history.join("; "))
     }
-}
-
-/// Sleeps up to this many microseconds.
-fn nap(rng: &mut Rng, most: usize) {
-    std::thread::sleep(Duration::from_micros(rng.below(most) as u64));
-}
-
-fn lock(mutex: &Mutex<Plot>) -> MutexGuard<'_, Plot> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn some_shape(rng: &mut Rng) -> Shape {
