@@ -111,7 +111,7 @@ const PROGRAMS: &[How] = &[
     how(
         "split_huge_page_test",
         "split_huge_page_test",
-        Added(20),
+        Added(200),
         300,
     ),
     how(
