@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 const SYSFS: &str = "/sys/module/asyncfork";
 
@@ -17,12 +18,17 @@ const SYSFS: &str = "/sys/module/asyncfork";
 #[derive(Debug, Clone)]
 pub struct Module {
     ko: PathBuf,
+    /// Read from the file once: it is large.
+    faults: OnceLock<bool>,
 }
 
 impl Module {
     /// Nothing is loaded yet.
     pub fn new(ko: PathBuf) -> Self {
-        Self { ko }
+        Self {
+            ko,
+            faults: OnceLock::new(),
+        }
     }
 
     /// Loads the module; `params` as on insmod's command line.
@@ -37,7 +43,11 @@ impl Module {
     /// Whether it was built with fault injection.
     pub fn injects_faults(&self) -> io::Result<bool> {
         const PARM: &[u8] = b"parm=fault_skip:";
-        Ok(fs::read(&self.ko)?.windows(PARM.len()).any(|w| w == PARM))
+        if let Some(&faults) = self.faults.get() {
+            return Ok(faults);
+        }
+        let faults = fs::read(&self.ko)?.windows(PARM.len()).any(|w| w == PARM);
+        Ok(*self.faults.get_or_init(|| faults))
     }
 
     /// Loads the module with these parameters and no others.

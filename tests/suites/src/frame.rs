@@ -8,7 +8,7 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
-use asyncfork_watch::{mark_kernel_log, Census};
+use asyncfork_watch::{mark_kernel_log, Census, StrayTables};
 
 use crate::compare::{Counts, Runs};
 use crate::env::{adopt_orphans, Env};
@@ -153,9 +153,9 @@ impl Frame<'_> {
             if round > 0 && tried.runs.differences().is_empty() && tried.forks.parked > 0 {
                 break;
             }
-            let census = Census::take()?;
+            let tables = StrayTables::count()?;
             tried.runs.add(Fork::Stock, self.run(program, Fork::Stock)?);
-            self.baseline.forgive(&census)?;
+            self.baseline.forgive(tables)?;
             tried.runs.add(Fork::Armed, self.run(program, Fork::Armed)?);
             let after = self.module.quiet_stats()?;
             tried.forks = Forks::between(&before, &after);

@@ -3,7 +3,7 @@
 
 mod census;
 
-pub use census::Census;
+pub use census::{Census, StrayTables};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 
