@@ -36,7 +36,8 @@ pub enum Aim {
 /// False: there was nobody to do it to, or this guest has not what it takes.
 type Deed = fn(&mut Chaos<'_>) -> Outcome<bool>;
 
-/// Aim, name, share among those of the same aim, and what is done.
+/// Aim, name, share among those of the same aim, and what is done. Unloading is rare: for the seconds that it takes, all forks
+/// are stock forks.
 pub const DEEDS: &[(Aim, &str, usize, Deed)] = &[
     (Aim::Processes, "SIGKILL", 10, kill),
     (Aim::Processes, "SIGSTOP, SIGCONT", 6, stop),
@@ -47,17 +48,17 @@ pub const DEEDS: &[(Aim, &str, usize, Deed)] = &[
     (Aim::Processes, "soft-dirty cleared", 3, clear_refs),
     (Aim::Processes, "migrate_pages(2)", 6, migrate),
     (Aim::Processes, "memory.reclaim", 5, reclaim),
-    (Aim::Machine, "compaction", 4, compact),
-    (Aim::Machine, "caches dropped", 1, drop_caches),
-    (Aim::Machine, "swapoff, swapon", 1, swap_cycle),
-    (Aim::Machine, "huge pages on or off", 2, huge_pages),
-    (Aim::Machine, "huge pages split", 1, split),
-    (Aim::Machine, "processor offline", 1, hotplug),
-    (Aim::Machine, "enabled off and on", 5, switch),
-    (Aim::Machine, "parameters changed", 4, parameters),
+    (Aim::Machine, "compaction", 16, compact),
+    (Aim::Machine, "caches dropped", 4, drop_caches),
+    (Aim::Machine, "swapoff, swapon", 4, swap_cycle),
+    (Aim::Machine, "huge pages on or off", 8, huge_pages),
+    (Aim::Machine, "huge pages split", 4, split),
+    (Aim::Machine, "processor offline", 4, hotplug),
+    (Aim::Machine, "enabled off and on", 20, switch),
+    (Aim::Machine, "parameters changed", 16, parameters),
     (Aim::Machine, "module unloaded", 1, unload),
-    (Aim::Machine, "unload refused", 5, unload_in_use),
-    (Aim::Machine, "allocation failed", 12, fault),
+    (Aim::Machine, "unload refused", 8, unload_in_use),
+    (Aim::Machine, "allocation failed", 48, fault),
 ];
 
 /// Who disturbs.
