@@ -85,9 +85,10 @@ impl Life {
                 .and_then(|threads| {
                     let kids = work.forks(&mut rng)?;
                     if rng.one_in(4) {
-                        // With threads at work, and children that may not have run yet.
+                        // With threads at work, and a child that has hardly run yet.
+                        work.fork(&mut rng)?;
                         add(&self.tally.full_lives, 1);
-                        End::some(&mut rng).commit();
+                        End::any(&mut rng).commit();
                     }
                     work.crew.stop();
                     crew::join(threads)?;
@@ -395,6 +396,11 @@ enum End {
 }
 
 impl End {
+    fn any(rng: &mut Rng) -> Self {
+        [Self::Exit, Self::Exec, Self::Dump][rng.below(3)]
+    }
+
+    /// Mostly quiet: a core dump of much memory takes long.
     fn some(rng: &mut Rng) -> Self {
         match rng.below(8) {
             0 => Self::Dump,

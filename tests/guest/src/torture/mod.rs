@@ -470,11 +470,9 @@ fn expect_tried(tally: &Tally, totals: &Totals, elapsed: Duration, without: &Wit
         ("parked chunks".to_owned(), totals.get("chunks parked")),
     ];
     if elapsed >= TELLING {
-        // Nobody uses userfaultfd here, only two nodes make sure of migrations in flight, and few parents dump core just
-        // after a fork.
+        // Nobody uses userfaultfd here, and only two nodes make sure of migrations in flight.
         let expected = |hook: &&Hook| match **hook {
             Hook::Uffd => false,
-            Hook::Dump => elapsed >= 4 * TELLING,
             Hook::Migration => chaos::has_two_nodes(),
             _ => true,
         };
