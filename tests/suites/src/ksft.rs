@@ -62,8 +62,8 @@ const fn how(program: &'static str, words: &'static str, forks: Forks, seconds: 
 
 use Forks::{Added, Own};
 
-/// Not here: tests of hugetlb, hmm, gup_test, vmalloc and page_frag, which are about other memory or want modules of their own, and those
-/// that fill the address space.
+/// Not here: tests of hugetlb, shmem, hmm, gup_test, vmalloc and page_frag, which are about other memory or want modules of their own, and
+/// those that fill the address space.
 const PROGRAMS: &[How] = &[
     how("cow", "cow", Own, 600),
     how("map_populate", "map_populate", Own, 60),
@@ -116,16 +116,10 @@ const PROGRAMS: &[How] = &[
         Added(20),
         300,
     ),
-    how(
-        "folio_split_race_test",
-        "folio_split_race_test",
-        Added(20),
-        300,
-    ),
     how("uffd-wp-mremap", "uffd-wp-mremap", Added(20), 300),
     how("uffd-unit-tests", "uffd-unit-tests", Own, 600),
     how("protection_keys", "protection_keys_64", Own, 600),
-    how("soft-dirty", "soft-dirty", Added(20), 120),
+    how("soft-dirty", "soft-dirty", Added(200), 300),
 ];
 
 impl Suite for Kselftests {
