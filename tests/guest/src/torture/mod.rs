@@ -37,8 +37,8 @@ use tally::{add, get, Tally, Totals, GOOD};
 
 /// Without any progress for so long, something hangs. Far above what an emulated processor under load needs.
 const STUCK: Duration = Duration::from_secs(240);
-/// After this much time what must happen must have happened.
-const TELLING: Duration = Duration::from_secs(9 * 60);
+/// After so many async forks what must happen must have happened; how long they take depends on the machine.
+const TELLING: u64 = 1000;
 
 const CORE_PATTERN: &str = "/proc/sys/kernel/core_pattern";
 
@@ -114,7 +114,7 @@ pub fn run(args: &TortureArgs) -> anyhow::Result<bool> {
     report(tally, &totals, start.elapsed());
     let result = result.and_then(|()| match args.control {
         true => Ok(()),
-        false => expect_tried(tally, &totals, start.elapsed(), &without),
+        false => expect_tried(tally, &totals, &without),
     });
     match &result {
         Ok(()) => println!("\ntorture: nothing found, seed {seed}"),
@@ -464,15 +464,16 @@ fn report(tally: &Tally, totals: &Totals, elapsed: Duration) {
 }
 
 /// A run in which something never happened has shown less than it claims.
-fn expect_tried(tally: &Tally, totals: &Totals, elapsed: Duration, without: &Without) -> Outcome {
+fn expect_tried(tally: &Tally, totals: &Totals, without: &Without) -> Outcome {
     let mut counts = vec![
         ("whole children".to_owned(), get(&tally.whole)),
         ("parked chunks".to_owned(), totals.get("chunks parked")),
     ];
-    if elapsed >= TELLING {
-        // Nobody uses userfaultfd here, and only two nodes make sure of migrations in flight.
+    if totals.get("async forks") >= TELLING {
+        // Nobody uses userfaultfd here, children are mostly done before their parent's core dump begins (the VM tests hold
+        // them back), and only two nodes make sure of migrations in flight.
         let expected = |hook: &&Hook| match **hook {
-            Hook::Uffd => false,
+            Hook::Uffd | Hook::Dump => false,
             Hook::Migration => chaos::has_two_nodes(),
             _ => true,
         };
