@@ -2,7 +2,7 @@
 //! Runs the programs of a suite stock and armed, and judges.
 
 use std::fs::{self, OpenOptions};
-use std::io::Write as _;
+use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
@@ -169,15 +169,18 @@ impl Frame<'_> {
     }
 
     fn run(&self, program: &Program, fork: Fork) -> Result<Vec<crate::suite::Case>> {
-        let mut log = OpenOptions::new().append(true).open(&self.log)?;
-        let _ = writeln!(log, "==== {} {fork:?}", program.name);
+        // Line by line, hundreds of cases would take minutes over 9p on a debug kernel.
+        let log = OpenOptions::new().append(true).open(&self.log)?;
+        let mut log = BufWriter::new(log);
+        writeln!(log, "==== {} {fork:?}", program.name)?;
         let cases = self.suite.run_one(&self.env, program, fork);
         let output = fs::read(self.env.scratch.join("output")).unwrap_or_default();
         log.write_all(&output)?;
         let cases = cases.with_context(|| format!("{fork:?}"))?;
         for case in &cases {
-            let _ = writeln!(log, "---- {}: {}", case.verdict.word(), case.name);
+            writeln!(log, "---- {}: {}", case.verdict.word(), case.name)?;
         }
+        log.flush()?;
         Ok(cases)
     }
 
