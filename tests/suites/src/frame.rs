@@ -19,6 +19,8 @@ use crate::suite::{Fork, Program, Suite};
 const SCRATCH: &str = "/run/asyncfork-suites";
 /// How often a program is run again, each way, if the first time does not tell.
 const REPEATS: usize = 3;
+/// How many more stock runs may show that a difference is none.
+const DOUBTS: usize = 8;
 /// How much slower everything is on a kernel that checks each access.
 const CHECKED: u32 = 8;
 
@@ -153,9 +155,7 @@ impl Frame<'_> {
             if round > 0 && tried.runs.differences().is_empty() && tried.forks.parked > 0 {
                 break;
             }
-            let tables = StrayTables::count()?;
-            tried.runs.add(Fork::Stock, self.run(program, Fork::Stock)?);
-            self.baseline.forgive(tables)?;
+            self.run_stock(program, tried)?;
             tried.runs.add(Fork::Armed, self.run(program, Fork::Armed)?);
             let after = self.module.quiet_stats()?;
             tried.forks = Forks::between(&before, &after);
@@ -165,7 +165,20 @@ impl Frame<'_> {
                 bail!("the module found an inconsistency and switched itself off");
             }
         }
+        // What fails now and then may have failed in armed runs only.
+        for _ in 0..DOUBTS {
+            if !tried.has_defect() {
+                break;
+            }
+            self.run_stock(program, tried)?;
+        }
         Ok(())
+    }
+
+    fn run_stock(&mut self, program: &Program, tried: &mut Tried) -> Result<()> {
+        let tables = StrayTables::count()?;
+        tried.runs.add(Fork::Stock, self.run(program, Fork::Stock)?);
+        Ok(self.baseline.forgive(tables)?)
     }
 
     fn run(&self, program: &Program, fork: Fork) -> Result<Vec<crate::suite::Case>> {
@@ -274,8 +287,12 @@ struct Tried {
 }
 
 impl Tried {
+    fn has_defect(&self) -> bool {
+        self.runs.differences().iter().any(|d| d.defect)
+    }
+
     fn judge(&self) -> (Outcome, String) {
-        if self.runs.differences().iter().any(|d| d.defect) {
+        if self.has_defect() {
             return (Outcome::Defect, String::new());
         }
         if self.forks.parked == 0 {
