@@ -136,7 +136,8 @@ pub fn table(records: &[Record]) -> String {
             .or_default()
             .push(record);
     }
-    for ((_, series, suite), group) in groups {
+    for ((_, series, suite), mut group) in groups {
+        group.sort_by_key(|r| r.program == LEAKS);
         let newest = group.iter().max_by_key(|r| &r.date).expect("not empty");
         let is = |r: &&&Record, o: Outcome| r.program != LEAKS && r.outcome == o;
         let count = |o: Outcome| group.iter().filter(|r| is(r, o)).count();
