@@ -71,30 +71,35 @@ fn frozen(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-/// Goes on until the parent was ahead of its child. Since Linux 6.18 a task is throttled on its way to user mode only,
+/// Every other child is held back until its parent has begun: since Linux 6.18 a task is throttled on its way to user mode only,
 /// which a child reaches when it has copied everything.
 fn throttled(ctx: &Ctx) -> Outcome<String> {
+    const ROUNDS: usize = 4;
     let mut rng = ctx.rng();
-    let (mut ahead, mut rounds) = (0, 0);
+    let mut ahead = 0;
     let mut detail = String::new();
-    while rounds < 3 || (ahead == 0 && rounds < 30 && !ctx.control) {
+    for round in 0..ROUNDS {
         let mut arena = Arena::new(&mut rng, 32)?;
-        let slow = ctx.cgroup.child(&format!("slow{rounds}"))?;
+        let slow = ctx.cgroup.child(&format!("slow{round}"))?;
         // One millisecond a second: enough for a few chunks.
         slow.set("cpu.max", "1000 1000000")?;
+        let hold = (round % 2 == 1).then(Hold::new).transpose()?;
         let session = ctx.fork().into_cgroup(&slow)?.start(|| arena.verify())?;
         session.expect_running()?;
+        if hold.is_some() {
+            arena.write_range(arena.chunk(4), 1);
+        }
+        drop(hold);
         pause(&mut rng);
         operations(&mut arena, &mut rng)?;
         ahead += u32::from(session.report()?.is_some_and(|r| r.by_parent > 0));
         slow.set("cpu.max", "max")?;
         detail = finish(session, &arena)?;
         arena.span().unmap()?;
-        rounds += 1;
     }
     require!(ahead > 0 || ctx.control, "the child was never behind");
     Ok(format!(
-        "parent ahead of its child in {ahead} of {rounds} rounds; {detail}"
+        "parent ahead of its child in {ahead} of {ROUNDS} rounds; {detail}"
     ))
 }
 
