@@ -401,7 +401,7 @@ fn set_up_worker(ctx: &Ctx) -> std::io::Result<()> {
     let main = ctx.cgroup.child("main")?;
     main.enter()?;
     ctx.cgroup.delegate()?;
-    sys::adopt_orphans()?;
+    asyncfork_watch::adopt_orphans()?;
     // SAFETY: plain numbers; a session of its own, no core files.
     unsafe {
         libc::setsid();

@@ -140,12 +140,6 @@ pub fn wait_any() -> io::Result<Option<(i32, Exit)>> {
     }
 }
 
-/// Makes the orphans among this process's descendants its children.
-pub fn adopt_orphans() -> io::Result<()> {
-    // SAFETY: plain numbers.
-    cvt(unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) }).map(drop)
-}
-
 /// kill(2).
 pub fn kill(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: no memory is involved.

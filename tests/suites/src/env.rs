@@ -182,18 +182,6 @@ pub const EXIT_STATUS: &str = "exit status";
 /// What kernel selftests exit with if they could not be run.
 const KSFT_SKIP: i32 = 4;
 
-/// Makes orphans of the programs come to this process, so that [`Env::run`] finds them.
-///
-/// # Errors
-/// prctl(2).
-pub fn adopt_orphans() -> Result<()> {
-    // SAFETY: plain numbers.
-    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
-        return Err(std::io::Error::last_os_error()).context("PR_SET_CHILD_SUBREAPER");
-    }
-    Ok(())
-}
-
 /// Kills and reaps all children until there are no more. Children of the killed become ours.
 fn kill_children() {
     let start = Instant::now();
@@ -305,7 +293,7 @@ mod tests {
     #[test]
     fn a_program_and_all_it_started_end_at_the_limit() {
         let env = env();
-        adopt_orphans().unwrap();
+        asyncfork_watch::adopt_orphans().unwrap();
         let mut command = env.command("sh", Fork::Stock, Spread::No);
         command.args(["-c", "echo begun; setsid sleep 1000 & sleep 1000"]);
         let finished = env.run(&mut command, Duration::from_millis(300)).unwrap();

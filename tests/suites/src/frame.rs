@@ -8,10 +8,10 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
-use asyncfork_watch::{mark_kernel_log, Census, StrayTables};
+use asyncfork_watch::{adopt_orphans, mark_kernel_log, Census, StrayTables};
 
 use crate::compare::{Counts, Runs};
-use crate::env::{adopt_orphans, Env};
+use crate::env::Env;
 use crate::module::{reasons, Forks, Module};
 use crate::results::{self, Outcome, Record};
 use crate::suite::{Fork, Program, Suite};
@@ -100,7 +100,8 @@ fn names(programs: &[Program]) -> String {
 }
 
 fn set_up(options: &Options) -> Result<Env> {
-    adopt_orphans()?;
+    // So that Env::run finds them.
+    adopt_orphans().context("PR_SET_CHILD_SUBREAPER")?;
     let scratch = Path::new(SCRATCH);
     fs::create_dir_all(scratch)?;
     // Grows and shrinks with what is in it; everybody may write, as in /tmp.

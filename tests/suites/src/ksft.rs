@@ -28,7 +28,8 @@ struct How {
     program: &'static str,
     /// The first is the file.
     words: &'static str,
-    forks: Forks,
+    /// Who forks.
+    spread: Spread,
     seconds: u64,
 }
 
@@ -38,29 +39,20 @@ impl How {
     }
 }
 
-/// Who forks.
-#[derive(Clone, Copy)]
-enum Forks {
-    /// The program.
-    Own,
-    /// The program, and a thread that the spread library adds, with so many milliseconds between its forks: what the cases are about is
-    /// done without a fork.
-    Added(u32),
-}
-
 /// How much longer than the programs' own idea of time a busy emulator may take.
 const SLOW: u32 = 3;
 
-const fn how(program: &'static str, words: &'static str, forks: Forks, seconds: u64) -> How {
+const fn how(program: &'static str, words: &'static str, spread: Spread, seconds: u64) -> How {
     How {
         program,
         words,
-        forks,
+        spread,
         seconds,
     }
 }
 
-use Forks::{Added, Own};
+/// The program forks; or what its cases are about is done without a fork, and forks are added.
+use Spread::{Slots as Own, SlotsAndForks as Added};
 
 /// Not here: tests of hugetlb, shmem, hmm, gup_test, vmalloc and page_frag, which are about other memory or want modules of their own, and
 /// those that fill the address space.
@@ -142,7 +134,7 @@ impl Suite for Kselftests {
             if place > 0 {
                 notes.push(format!("of Linux {NEWER}"));
             }
-            if let Forks::Added(ms) = how.forks {
+            if let Added(ms) = how.spread {
                 notes.push(format!("forks added, {ms} ms between them"));
             }
             programs.push(Program {
@@ -159,14 +151,10 @@ impl Suite for Kselftests {
             .iter()
             .find(|h| h.program == program.name)
             .context("no such program")?;
-        let spread = match how.forks {
-            Forks::Own => Spread::Slots,
-            Forks::Added(ms) => Spread::SlotsAndForks(ms),
-        };
         // As before tests of huge pages.
         fs::write("/proc/sys/vm/drop_caches", "3")?;
         fs::write("/proc/sys/vm/compact_memory", "1")?;
-        let mut command = env.command(env.scratch.join(how.file()), fork, spread);
+        let mut command = env.command(env.scratch.join(how.file()), fork, how.spread);
         let arguments = how.words.split(' ').skip(1);
         let finished = env.run(command.args(arguments), program.limit)?;
         println!("  {fork:?} {}: {}", program.name, finished.end());

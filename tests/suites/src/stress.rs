@@ -26,7 +26,7 @@ const PERIOD_MS: u32 = 50;
 struct Stressor {
     name: &'static str,
     /// Its own forks do; else a thread is added.
-    forks: bool,
+    spread: Spread,
     /// Only the options that this stress-ng knows are given.
     options: &'static [&'static str],
 }
@@ -34,7 +34,7 @@ struct Stressor {
 const fn forking(name: &'static str) -> Stressor {
     Stressor {
         name,
-        forks: true,
+        spread: Spread::Slots,
         options: &[],
     }
 }
@@ -42,7 +42,7 @@ const fn forking(name: &'static str) -> Stressor {
 const fn added(name: &'static str, options: &'static [&'static str]) -> Stressor {
     Stressor {
         name,
-        forks: false,
+        spread: Spread::SlotsAndForks(PERIOD_MS),
         options,
     }
 }
@@ -107,9 +107,9 @@ impl Suite for StressNg {
             .filter(|s| known.contains(&s.name))
             .map(|s| Program {
                 name: s.name.to_owned(),
-                note: match s.forks {
-                    true => String::new(),
-                    false => format!("forks added every {PERIOD_MS} ms"),
+                note: match s.spread {
+                    Spread::SlotsAndForks(ms) => format!("forks added every {ms} ms"),
+                    _ => String::new(),
                 },
                 limit: Duration::from_secs(SECONDS + GRACE),
             })
@@ -122,10 +122,6 @@ impl Suite for StressNg {
             .iter()
             .find(|s| s.name == program.name)
             .context("no such stressor")?;
-        let spread = match stressor.forks {
-            true => Spread::Slots,
-            false => Spread::SlotsAndForks(PERIOD_MS),
-        };
         if self.help.get().is_none() {
             let _ = self.help.set(output(env, &["--help"])?);
         }
@@ -134,7 +130,7 @@ impl Suite for StressNg {
             let name = option.split('=').next().unwrap_or(option);
             help.split_whitespace().any(|word| word == name)
         };
-        let mut command = env.command("stress-ng", fork, spread);
+        let mut command = env.command("stress-ng", fork, stressor.spread);
         command
             .args([&format!("--{}", stressor.name), "2"])
             .args(["--verify", "--metrics", "--no-rand-seed"])

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! What tests watch of the kernel they run on: its log, its memory, its taint flags, processes that hang.
+//! What tests watch of the kernel they run on: its log, its memory, its taint flags, processes that hang or are left behind.
 
 mod census;
 
@@ -45,6 +45,18 @@ pub fn bad_taint(tainted: u64) -> Option<String> {
         .map(|&(_, name)| name)
         .collect();
     (!bad.is_empty()).then(|| format!("kernel tainted by: {}", bad.join(", ")))
+}
+
+/// Makes the orphans among this process's descendants its children.
+///
+/// # Errors
+/// prctl(2).
+pub fn adopt_orphans() -> io::Result<()> {
+    // SAFETY: plain numbers.
+    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 /// Shows where a process is stuck, thread by thread.

@@ -164,7 +164,7 @@ fn torture(
     let slots = (0..args.parents)
         .map(|n| Ok(Slot::new(&top, n)?))
         .collect::<Outcome<Vec<_>>>()?;
-    sys::adopt_orphans()?;
+    asyncfork_watch::adopt_orphans()?;
 
     let mut crowd = Crowd {
         tally,
