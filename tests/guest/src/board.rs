@@ -50,7 +50,8 @@ impl Board {
         sys::exit_now(i32::from(result.is_err()));
     }
 
-    /// Waits until every process that could post is gone, and demands that exactly `whos` posted, each once and "ok".
+    /// Waits until every process that could post is gone, and demands that exactly `whos` posted, each once and "ok". Of
+    /// bad verdicts a failure wins.
     pub fn collect(self, whos: &[&str]) -> Outcome {
         let Self { read, write } = self;
         drop(write);
@@ -58,13 +59,15 @@ impl Board {
         File::from(read).read_to_string(&mut text)?;
         let lines: Vec<(&str, &str, &str)> = text.lines().map(parse).collect();
 
-        for &(who, word, reason) in &lines {
-            match word {
-                "ok" => {}
-                "skip" => return Err(Verdict::Skip(format!("{who}: {reason}"))),
-                "failed" => return Err(Verdict::Failed(format!("{who}: {reason}"))),
-                _ => return Err(Verdict::Broken(format!("{who}: {reason}"))),
-            }
+        let mut bad = Vec::new();
+        for &(who, word, reason) in lines.iter().filter(|l| l.1 != "ok") {
+            let unknown = || Verdict::Broken(format!("no verdict: {word} {reason}"));
+            let verdict = Verdict::parse(word, reason.into()).unwrap_or_else(unknown);
+            bad.push(verdict.at(who));
+        }
+        let failed = bad.iter().find(|v| matches!(v, Verdict::Failed(_)));
+        if let Some(worst) = failed.or(bad.first()) {
+            return Err(worst.clone());
         }
         for who in whos {
             match lines.iter().filter(|l| l.0 == *who).count() {
@@ -88,7 +91,7 @@ fn parse(line: &str) -> (&str, &str, &str) {
     (field(), field(), field())
 }
 
-/// Runs `body`; a panic is a broken test.
+/// Runs `body`; a panic is a failure.
 pub fn guarded<T>(body: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         let text = panic
@@ -96,14 +99,14 @@ pub fn guarded<T>(body: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
             .map(String::as_str)
             .or_else(|| panic.downcast_ref::<&str>().copied())
             .unwrap_or("no message");
-        Err(Verdict::Broken(format!("panic: {text}")))
+        Err(Verdict::Failed(format!("panic: {text}")))
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Verdict::{Broken, Failed};
+    use crate::verdict::Verdict::{Broken, Failed, Unmet};
 
     fn board(posts: &[(&str, Outcome)]) -> Board {
         let b = Board::new().unwrap();
@@ -134,14 +137,26 @@ mod tests {
     }
 
     #[test]
+    fn a_failure_wins_over_what_is_tried_again() {
+        let posts = [
+            ("a", Err(Unmet("early".into()))),
+            ("b", Err(Failed("wrong".into()))),
+        ];
+        assert_eq!(
+            board(&posts).collect(&["a", "b"]),
+            Err(Failed("b: wrong".into()))
+        );
+    }
+
+    #[test]
     fn long_reasons_are_cut_to_one_write() {
         let b = board(&[("a", Err(Failed("é".repeat(9000))))]);
         assert!(matches!(b.collect(&["a"]), Err(Failed(t)) if t.len() <= LINE));
     }
 
     #[test]
-    fn a_panic_is_broken() {
+    fn a_panic_is_a_failure() {
         let result: Outcome = guarded(|| panic!("so {}", 1));
-        assert_eq!(result, Err(Broken("panic: so 1".into())));
+        assert_eq!(result, Err(Failed("panic: so 1".into())));
     }
 }

@@ -115,7 +115,7 @@ impl<T> Drop for Held<'_, T> {
 
 /// Waits for the threads; their first error.
 pub fn join(threads: Vec<ScopedJoinHandle<'_, Outcome>>) -> Outcome {
-    let panicked = |_| Err(Verdict::Broken("panic".into()));
+    let panicked = |_| Err(Verdict::Failed("panic".into()));
     let ends: Vec<Outcome> = threads
         .into_iter()
         .map(|thread| thread.join().unwrap_or_else(panicked))

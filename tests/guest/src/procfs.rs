@@ -47,6 +47,11 @@ pub fn status(pid: i32, field: &str) -> io::Result<usize> {
     find(&fs::read_to_string(path(pid, "status"))?, field)
 }
 
+/// Nanoseconds that a process has run.
+pub fn run_time(pid: i32) -> io::Result<usize> {
+    number(&fs::read_to_string(path(pid, "schedstat"))?)
+}
+
 /// A field of /proc/meminfo.
 pub fn meminfo(field: &str) -> io::Result<usize> {
     find(&fs::read_to_string("/proc/meminfo")?, field)
@@ -59,6 +64,15 @@ pub fn vmstat(name: &str) -> io::Result<u64> {
         .lines()
         .find_map(|l| l.strip_prefix(name)?.strip_prefix(' '));
     line.map_or(Ok(0), |v| v.parse().map_err(io::Error::other))
+}
+
+/// Whether this is the kernel `major.minor` or a later one.
+pub fn kernel_since(major: u32, minor: u32) -> io::Result<bool> {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let mut parts = release
+        .split(['.', '-'])
+        .map_while(|p| p.parse::<u32>().ok());
+    Ok((parts.next(), parts.next()) >= (Some(major), Some(minor)))
 }
 
 fn path(pid: i32, file: &str) -> String {

@@ -20,7 +20,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-/// How often a test that could not be set up is tried.
+/// How often a test is tried whose conditions are not met.
 const ATTEMPTS: u32 = 3;
 /// A test that takes longer is stuck. Far above what the slowest takes on an emulated processor.
 const WATCHDOG_SECONDS: i32 = 240;
@@ -209,18 +209,21 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// What a test needs may not come about, such as a child that is not scheduled: then it proved nothing and is tried
-    /// again. A failure stands.
+    /// What a test needs may not come about, such as a child that is not scheduled: then it is tried again. Everything else
+    /// stands.
     fn test_or_again(&mut self, test: &Test) -> Outcome<String> {
-        for attempt in 2..=ATTEMPTS {
-            match self.test(test) {
-                Err(Verdict::Broken(why)) if self.stopped.is_none() => {
-                    println!("again {}, attempt {attempt}: {why}", test.name);
-                }
+        let mut attempt = 1;
+        loop {
+            let why = match self.test(test) {
+                Err(Verdict::Unmet(why)) => why,
                 result => return result,
+            };
+            if attempt == ATTEMPTS || self.stopped.is_some() {
+                return Err(Verdict::Broken(why));
             }
+            attempt += 1;
+            self.log.again(test.name, attempt, &why);
         }
-        self.test(test)
     }
 
     fn test(&mut self, test: &Test) -> Outcome<String> {
@@ -258,8 +261,9 @@ impl Runner<'_> {
             self.expect_quiet(test, merged)
         };
         match (result, quiet) {
+            (result, Ok(())) => result,
             (Ok(_), Err(v)) => Err(v),
-            (result, _) => result,
+            (Err(first), Err(v)) => Err(Verdict::Failed(format!("{first}; {v}"))),
         }
     }
 
@@ -334,7 +338,7 @@ fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
     if !wait_with_watchdog(pid)? {
         ctx.cgroup.processes().into_iter().for_each(describe);
         ctx.cgroup.kill()?;
-        return Err(Verdict::Broken(format!("stuck for {WATCHDOG_SECONDS} s")));
+        return Err(Verdict::Failed(format!("stuck for {WATCHDOG_SECONDS} s")));
     }
     match sys::wait(pid)? {
         Exit::Code(0) => {}
@@ -372,15 +376,11 @@ fn parse_result(read: OwnedFd) -> Outcome<String> {
     let line = String::from_utf8_lossy(&buf[..n]).into_owned();
     let (word, text) = line.trim_end().split_once('\t').unwrap_or(("", ""));
     let text = text.to_string();
-    match word {
-        "ok" => Ok(text),
-        "failed" => Err(Verdict::Failed(text)),
-        "broken" => Err(Verdict::Broken(text)),
-        "skip" => Err(Verdict::Skip(text)),
-        _ => Err(Verdict::Failed(
-            "the test's process ended without a verdict".into(),
-        )),
+    if word == "ok" {
+        return Ok(text);
     }
+    let none = || Verdict::Failed("the test's process ended without a verdict".into());
+    Err(Verdict::parse(word, text).unwrap_or_else(none))
 }
 
 fn worker(ctx: &Ctx, test: &Test, write: OwnedFd) -> ! {
@@ -463,6 +463,7 @@ struct Log {
     seconds: f32,
     ok: usize,
     skipped: usize,
+    again: usize,
     bad: Vec<String>,
 }
 
@@ -480,8 +481,15 @@ impl Log {
             seconds: 0.0,
             ok: 0,
             skipped: 0,
+            again: 0,
             bad: vec![],
         })
+    }
+
+    /// Notes that a test is tried once more.
+    fn again(&mut self, name: &str, attempt: u32, why: &str) {
+        self.again += 1;
+        println!("again {name}, attempt {attempt}: {why}");
     }
 
     /// Notes a verdict; the time of the last test belongs to it.
@@ -520,10 +528,11 @@ impl Log {
     /// Prints the totals; true if all is well. A run without one "ok" has shown nothing.
     fn summary(&self) -> bool {
         println!(
-            "{} ok, {} failed or broken, {} skipped",
+            "{} ok, {} failed or broken, {} skipped, {} tried again",
             self.ok,
             self.bad.len(),
-            self.skipped
+            self.skipped,
+            self.again
         );
         for line in &self.bad {
             println!("  {line}");

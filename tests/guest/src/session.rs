@@ -122,14 +122,28 @@ impl Session {
         }
     }
 
-    /// Demands that the child has not got its image yet: what the parent did so far, it did without the child's help.
-    pub fn expect_running(&self) -> Outcome {
+    /// Demands that the fork was asynchronous; the child may have its whole image already.
+    pub fn expect_async(&self) -> Outcome {
         if let Some(report) = self.report()? {
             claim!(
                 report.outcome() == Fate::Async,
                 "outcome {}, reason {}: not asynchronous",
                 report.outcome(),
                 report.reason()
+            );
+        }
+        Ok(())
+    }
+
+    /// Demands that memory is still parked for a child that is held back: the parent is about to meet it.
+    pub fn expect_running(&self) -> Outcome {
+        self.expect_async()?;
+        self.expect_child_held()?;
+        if let Some(report) = self.report()? {
+            claim!(
+                report.state() == State::Running,
+                "nothing is parked any more: session {}",
+                summary(&report)
             );
         }
         Ok(())

@@ -9,8 +9,11 @@ use std::io;
 pub enum Verdict {
     /// The claim in the test's name is false.
     Failed(String),
-    /// The test could not be made: set-up failed, or what it is about never happened. Counts as a failure.
+    /// The test could not be made: its set-up failed, or a call that it relies on. Counts as a failure.
     Broken(String),
+    /// What the test is about did not come about, such as a child that is held back: it proved nothing. Tried again, and
+    /// broken in the end.
+    Unmet(String),
     /// The guest lacks what the test needs.
     Skip(String),
 }
@@ -24,6 +27,7 @@ impl Verdict {
         match self {
             Self::Failed(_) => "failed",
             Self::Broken(_) => "broken",
+            Self::Unmet(_) => "unmet",
             Self::Skip(_) => "skip",
         }
     }
@@ -31,7 +35,18 @@ impl Verdict {
     /// The reason.
     pub fn text(&self) -> &str {
         match self {
-            Self::Failed(t) | Self::Broken(t) | Self::Skip(t) => t,
+            Self::Failed(t) | Self::Broken(t) | Self::Unmet(t) | Self::Skip(t) => t,
+        }
+    }
+
+    /// From what [`Verdict::word`] and [`Verdict::text`] gave.
+    pub fn parse(word: &str, text: String) -> Option<Self> {
+        match word {
+            "failed" => Some(Self::Failed(text)),
+            "broken" => Some(Self::Broken(text)),
+            "unmet" => Some(Self::Unmet(text)),
+            "skip" => Some(Self::Skip(text)),
+            _ => None,
         }
     }
 
@@ -40,6 +55,7 @@ impl Verdict {
         match self {
             Self::Failed(t) => Self::Failed(format!("{place}: {t}")),
             Self::Broken(t) => Self::Broken(format!("{place}: {t}")),
+            Self::Unmet(t) => Self::Unmet(format!("{place}: {t}")),
             Self::Skip(t) => Self::Skip(format!("{place}: {t}")),
         }
     }
@@ -87,12 +103,12 @@ macro_rules! claim {
     };
 }
 
-/// Returns `Verdict::Broken` unless the condition holds.
+/// Returns `Verdict::Unmet` unless the condition holds.
 #[macro_export]
 macro_rules! require {
     ($cond:expr, $($why:tt)+) => {
         if !$cond {
-            return Err($crate::verdict::Verdict::Broken(format!($($why)+)));
+            return Err($crate::verdict::Verdict::Unmet(format!($($why)+)));
         }
     };
 }
@@ -105,4 +121,36 @@ macro_rules! skip_unless {
             return Err($crate::verdict::Verdict::Skip(format!($($why)+)));
         }
     };
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn required(met: bool) -> Outcome {
+        require!(met, "no child");
+        Ok(())
+    }
+
+    #[test]
+    fn only_what_is_required_is_tried_again() {
+        assert_eq!(required(true), Ok(()));
+        assert_eq!(required(false), Err(Verdict::Unmet("no child".into())));
+        let errno = io::Error::from_raw_os_error(libc::EIO);
+        assert!(matches!(errno.into(), Verdict::Broken(_)));
+    }
+
+    #[test]
+    fn verdicts_survive_being_written_and_read() {
+        let text = || "why".to_string();
+        for v in [
+            Verdict::Failed(text()),
+            Verdict::Broken(text()),
+            Verdict::Unmet(text()),
+            Verdict::Skip(text()),
+        ] {
+            assert_eq!(Verdict::parse(v.word(), text()), Some(v));
+        }
+        assert_eq!(Verdict::parse("ok", text()), None);
+    }
 }

@@ -341,7 +341,7 @@ fn thread_ends(ctx: &Ctx) -> Outcome<String> {
             Ok(device)
         })
         .join()
-        .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
+        .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))?;
         left.push(device);
         no_session(ctx, || plain_fork(&arena))?;
     }
@@ -388,7 +388,7 @@ fn other_thread(ctx: &Ctx) -> Outcome<String> {
     std::thread::scope(|s| {
         s.spawn(|| no_session(ctx, || plain_fork(&arena)))
             .join()
-            .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))
+            .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))
     })?;
     claim!(
         report(&device)?.outcome() == Fate::None,

@@ -45,7 +45,7 @@ impl Core {
             file.read_exact_at(&mut buf[..width], off)?;
             Ok(u64::from_le_bytes(buf))
         };
-        require!(
+        claim!(
             read(0, 4)? == 0x464c_457f,
             "{}: no ELF file",
             path.display()

@@ -159,7 +159,7 @@ fn parent_ends(ctx: &Ctx, held: bool, end: End) -> Outcome<i32> {
         let arena = Arena::new(&mut ctx.rng(), MIB)?;
         let hold = if held { Some(Hold::new()?) } else { None };
         let session = ctx.fork().start_on(&board, "child", || arena.verify())?;
-        session.expect_running()?;
+        session.expect_async()?;
         // Still real-time: the child does not run before this process is gone.
         std::mem::forget(hold);
         session.leave();

@@ -1,22 +1,31 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A child that is stopped, frozen or throttled holds up nobody: the parent's operations end while the child stands still.
+//! A child that does not run holds up nobody. Before it stops or freezes it has its image, for it does so on its way to user
+//! mode; throttled it may be with all of its memory parked.
 
-use super::common::pause;
 use super::Test;
-use crate::claim;
+use crate::board::Board;
 use crate::ctx::Ctx;
-use crate::hold::Hold;
+use crate::hold::{self, Plug};
 use crate::mem::{Arena, Want};
-use crate::require;
 use crate::rng::Rng;
-use crate::session::Session;
+use crate::session::{summary, Session};
 use crate::sys;
-use crate::verdict::Outcome;
+use crate::verdict::{Context, Outcome};
+use crate::{claim, require};
+use asyncfork_uapi::State;
+use std::time::Duration;
 
 pub const TESTS: &[Test] = &[
-    Test::new("parent_goes_on_while_its_child_is_frozen", frozen).quick(),
+    Test::new(
+        "child_told_to_freeze_gets_its_image_first_and_holds_up_nobody",
+        frozen,
+    )
+    .quick(),
+    Test::new(
+        "child_told_to_stop_gets_its_image_first_and_holds_up_nobody",
+        stopped,
+    ),
     Test::new("parent_goes_on_while_its_child_is_throttled", throttled),
-    Test::new("parent_goes_on_while_its_child_is_stopped", stopped),
 ];
 
 /// One of each operation that takes the parent's locks.
@@ -40,86 +49,122 @@ fn operations(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(fresh.span().unmap()?)
 }
 
-fn finish(session: Session, arena: &Arena) -> Outcome<String> {
+/// The parent was ahead of its child: it has pulled all of `arena` itself, and the child the `rest`.
+fn finish(session: Session, arena: &Arena, rest: &Arena) -> Outcome<String> {
     let ended = session.finish()?;
-    arena.verify().map_err(|v| v.at("parent"))?;
-    ended.whole(arena.chunks())?;
+    arena.verify().and(rest.verify()).at("parent")?;
+    ended
+        .whole(arena.chunks() + rest.chunks())?
+        .holds("the parent met parked memory", |r| {
+            r.by_parent >= arena.chunks()
+        })?
+        .holds("the child met the rest", |r| r.by_child >= rest.chunks())?;
     Ok(ended.detail())
 }
 
+/// Demands that nothing is left to be copied of a child that stands still.
+fn expect_image(session: &Session) -> Outcome {
+    if let Some(report) = session.report()? {
+        claim!(
+            report.state() == State::Done,
+            "the child stands still without its image: session {}",
+            summary(&report)
+        );
+    }
+    Ok(())
+}
+
 fn frozen(ctx: &Ctx) -> Outcome<String> {
+    let plug = Plug::new()?;
     let mut rng = ctx.rng();
-    let mut arena = Arena::new(&mut rng, 16)?;
-    let chunks = arena.chunks();
+    let (mut arena, rest) = (Arena::new(&mut rng, 16)?, Arena::new(&mut rng, 8)?);
     let ice = ctx.cgroup.child("ice")?;
-    ice.set("cgroup.freeze", 1)?;
-    let session = ctx.fork().into_cgroup(&ice)?.start(|| arena.verify())?;
+    let hold = plug.hold()?;
+    let session = ctx
+        .fork()
+        .into_cgroup(&ice)?
+        .start(|| arena.verify().and(rest.verify()))?;
     session.expect_running()?;
+    hold.step_aside()?;
+    ice.set("cgroup.freeze", 1)?;
     operations(&mut arena, &mut rng)?;
-    // The child stands still now and for as long as we like; whatever is left is the parent's own work.
     let is_frozen = || ice.get_key("cgroup.events", "frozen ");
+    require!(is_frozen()? == 0, "the child is frozen already");
+    session.expect_child_held()?;
+    drop(hold);
     let stands =
         sys::poll_until(|| -> Outcome<Option<()>> { Ok((is_frozen()? == 1).then_some(())) })?;
-    require!(stands.is_some(), "the child does not freeze");
+    claim!(stands.is_some(), "the child does not freeze");
+    expect_image(&session)?;
     arena.fill(2);
     arena.verify()?;
     claim!(is_frozen()? == 1, "the child has thawed");
     ice.set("cgroup.freeze", 0)?;
-    let ended = session.finish()?;
-    arena.verify()?;
-    ended.whole(chunks)?;
-    Ok(ended.detail())
-}
-
-/// Every other child is held back until its parent has begun: since Linux 6.18 a task is throttled on its way to user mode only,
-/// which a child reaches when it has copied everything.
-fn throttled(ctx: &Ctx) -> Outcome<String> {
-    const ROUNDS: usize = 4;
-    let mut rng = ctx.rng();
-    let mut ahead = 0;
-    let mut detail = String::new();
-    for round in 0..ROUNDS {
-        let mut arena = Arena::new(&mut rng, 32)?;
-        let slow = ctx.cgroup.child(&format!("slow{round}"))?;
-        // One millisecond a second: enough for a few chunks.
-        slow.set("cpu.max", "1000 1000000")?;
-        let hold = (round % 2 == 1).then(Hold::new).transpose()?;
-        let session = ctx.fork().into_cgroup(&slow)?.start(|| arena.verify())?;
-        session.expect_running()?;
-        if hold.is_some() {
-            arena.write_range(arena.chunk(4), 1);
-        }
-        drop(hold);
-        pause(&mut rng);
-        operations(&mut arena, &mut rng)?;
-        ahead += u32::from(session.report()?.is_some_and(|r| r.by_parent > 0));
-        slow.set("cpu.max", "max")?;
-        detail = finish(session, &arena)?;
-        arena.span().unmap()?;
-    }
-    require!(ahead > 0 || ctx.control, "the child was never behind");
-    Ok(format!(
-        "parent ahead of its child in {ahead} of {ROUNDS} rounds; {detail}"
-    ))
+    finish(session, &arena, &rest)
 }
 
 fn stopped(ctx: &Ctx) -> Outcome<String> {
+    let plug = Plug::new()?;
     let mut rng = ctx.rng();
-    let mut arena = Arena::new(&mut rng, 16)?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
+    let (mut arena, rest) = (Arena::new(&mut rng, 16)?, Arena::new(&mut rng, 8)?);
+    let hold = plug.hold()?;
+    let session = ctx.fork().start(|| arena.verify().and(rest.verify()))?;
     session.expect_running()?;
     sys::kill(session.pid, libc::SIGSTOP)?;
+    hold.step_aside()?;
+    operations(&mut arena, &mut rng)?;
     session.expect_child_held()?;
     drop(hold);
     let mut status = 0;
     // SAFETY: the status lives across the call.
     sys::cvt(unsafe { libc::waitpid(session.pid, &mut status, libc::WUNTRACED) })?;
-    require!(
+    claim!(
         libc::WIFSTOPPED(status),
         "the child did not stop: status {status:#x}"
     );
-    operations(&mut arena, &mut rng)?;
+    expect_image(&session)?;
+    arena.fill(2);
+    arena.verify()?;
     sys::kill(session.pid, libc::SIGCONT)?;
-    finish(session, &arena)
+    finish(session, &arena, &rest)
+}
+
+/// Somebody else has used up what the child's cgroup may run, for longer than the parent needs. Both are confined to one
+/// processor: on another one the cgroup may still run for a tick.
+fn throttled(ctx: &Ctx) -> Outcome<String> {
+    const CPU: usize = 0;
+    let mut rng = ctx.rng();
+    let (mut arena, rest) = (Arena::new(&mut rng, 12)?, Arena::new(&mut rng, 4)?);
+    let slow = ctx.cgroup.child("slow")?;
+    // One millisecond a second.
+    slow.set("cpu.max", "1000 1000000")?;
+    let board = Board::new()?;
+    let spender = ctx.helper(&board, "spender", || {
+        sys::set_affinity(&[CPU])?;
+        slow.enter()?;
+        loop {
+            std::hint::spin_loop();
+        }
+    })?;
+    let spent = sys::poll_until(|| -> Outcome<Option<()>> {
+        let n = slow.get_key("cpu.stat", "nr_throttled ")?;
+        Ok((n > 0).then_some(()))
+    })?;
+    require!(spent.is_some(), "nobody is throttled");
+    // A new second has begun: what it gives is soon gone, too.
+    std::thread::sleep(Duration::from_millis(50));
+    sys::set_affinity(&[CPU])?;
+    let session = ctx
+        .fork()
+        .into_cgroup(&slow)?
+        .start(|| arena.verify().and(rest.verify()))?;
+    hold::run_anywhere()?;
+    session.expect_running()?;
+    operations(&mut arena, &mut rng)?;
+    session.expect_child_held()?;
+    slow.set("cpu.max", "max")?;
+    sys::kill(spender, libc::SIGKILL)?;
+    sys::wait(spender)?;
+    board.collect(&[])?;
+    finish(session, &arena, &rest)
 }

@@ -325,14 +325,14 @@ fn futex(ctx: &Ctx) -> Outcome<String> {
                 claim!(ok, "waiting for another value gives {again:?}, want EAGAIN");
             }
             for waiter in waiters {
-                require!(waiter.join().is_ok(), "a waiter panicked");
+                claim!(waiter.join().is_ok(), "a waiter panicked");
             }
             forked?.finish()?.whole(arena.chunks()).map(drop)
         })?;
     }
     let mut after = model.clone();
     for (chunk, word) in words.iter().enumerate() {
-        require!(
+        claim!(
             word.load(Ordering::SeqCst) == 1,
             "futex word {chunk} is not 1"
         );

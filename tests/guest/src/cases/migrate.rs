@@ -6,11 +6,12 @@ use super::common::pause;
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
+use crate::hold::Plug;
 use crate::mem::{Arena, Shape, Span, PAGE};
 use crate::procfs;
-use crate::sys::{self, cvt};
+use crate::sys::{self, cvt, Exit};
 use crate::verdict::{Context, Outcome};
-use crate::{require, skip_unless};
+use crate::{claim, require, skip_unless};
 use asyncfork_uapi::Hook;
 use std::collections::BTreeMap;
 use std::fs;
@@ -167,25 +168,44 @@ fn move_pages(ctx: &Ctx) -> Outcome<String> {
 /// migrate_pages(2) moves a whole process: its page walk must find parked pages.
 fn migrate_process(ctx: &Ctx) -> Outcome<String> {
     expect_two_nodes()?;
+    let plug = Plug::new()?;
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
-    let mut walks = 0;
-    for round in 1..6 {
+    let (mut walks, before) = (0, procfs::vmstat("pgmigrate_success")?);
+    for round in 1..=6 {
+        // Every other child copies meanwhile; the others are held back, so that the walk meets all of it parked.
+        let hold = (round % 2 == 0).then(|| plug.hold()).transpose()?;
         let session = ctx.fork().start(|| arena.verify())?;
+        if let Some(hold) = &hold {
+            session.expect_running()?;
+            hold.step_aside()?;
+        }
         let (from, to) = if round % 2 == 0 { (1u64, 2u64) } else { (2, 1) };
         // SAFETY: two masks of 64 bits.
         cvt(unsafe { libc::syscall(libc::SYS_migrate_pages, 0, 64, &from, &to) })
             .at("migrate_pages")?;
+        let met = if hold.is_some() {
+            session.expect_child_held()?;
+            arena.chunks()
+        } else {
+            0
+        };
+        drop(hold);
         let range = rng.range(arena.pages(), 900);
         arena.write_range(range, round);
         let ended = session.finish()?;
         arena.verify()?;
         walks += ended
             .whole(arena.chunks())?
+            .pulled(Hook::Walk, met)?
             .report()
             .map_or(0, |r| r.pulls_by(Hook::Walk));
     }
-    Ok(format!("5 forks, {walks} chunks pulled by walks"))
+    let moved = procfs::vmstat("pgmigrate_success")? - before;
+    claim!(moved > 0, "not one page was migrated");
+    Ok(format!(
+        "6 forks, {walks} chunks pulled by walks, {moved} pages migrated"
+    ))
 }
 
 /// The directory of the movable memory block that holds the most pages of the arena.
@@ -241,8 +261,13 @@ fn offline(ctx: &Ctx) -> Outcome<String> {
             Ok(())
         })?;
         parked += fork_meanwhile(ctx, &mut arena, &mut rng, 4)?;
-        sys::wait(remover)?;
-        drop(board);
+        match sys::wait(remover)? {
+            Exit::Signal {
+                signal: libc::SIGALRM,
+                ..
+            } => {}
+            _ => board.collect(&["remover"])?,
+        }
         done += u32::from(fs::remove_file(ctx.scratch.join("offlined")).is_ok());
         arena.span().unmap()?;
     }

@@ -156,7 +156,7 @@ fn threads(ctx: &Ctx) -> Outcome<String> {
         for (n, worker) in workers.into_iter().enumerate() {
             let result = worker
                 .join()
-                .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())));
+                .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())));
             result.map_err(|v| v.at(format!("thread {n}")))?;
         }
         Ok::<_, Verdict>(())
@@ -200,7 +200,7 @@ fn spawn(ctx: &Ctx) -> Outcome<String> {
             );
             arena.verify()
         })?;
-        session.expect_running()?;
+        session.expect_async()?;
         let output = Command::new("/bin/echo").arg("parent").output()?;
         claim!(
             output.stdout == b"parent\n",
@@ -218,7 +218,7 @@ fn thread_life(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
+    session.expect_async()?;
     let span = arena.span();
     let sums: Vec<u64> = (0..8)
         .map(|n| {

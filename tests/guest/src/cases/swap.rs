@@ -17,6 +17,9 @@ use asyncfork_uapi::Hook;
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
+/// Of a swapoff that goes round: far more than one round takes.
+const MANY_ROUNDS_NS: usize = 200_000_000;
+
 pub const TESTS: &[Test] = &[
     Test::new("pages_in_swap_at_the_fork_reach_both_sides", swapped_before).quick(),
     Test::new(
@@ -132,30 +135,42 @@ fn swapped_while_parked(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-/// swapoff goes on until no entry is left: it must find those of parked chunks once somebody has pulled them.
+/// swapoff goes on until no entry is left. It finds none in parked chunks and pulls nothing: it goes round until somebody
+/// else has pulled them.
 fn swapoff_while_parked(ctx: &Ctx) -> Outcome<String> {
     let swap = Swap::new()?;
-    let mut rng = ctx.rng();
+    let plug = Plug::new()?;
     let (board, gate) = (Board::new()?, Gate::new()?);
     let remover = ctx.helper(&board, "swapoff", || {
         gate.pass()?;
         swap.off().at("swapoff")
     })?;
-    let mut arena = half_swapped(&mut rng)?;
-    let hold = Hold::new()?;
+    let arena = half_swapped(&mut ctx.rng())?;
+    let hold = plug.hold()?;
     let session = ctx.fork().start(|| arena.verify())?;
     session.expect_running()?;
+    hold.step_aside()?;
+    let before = procfs::run_time(remover)?;
     gate.open(0)?;
-    arena.write_range(4 * CHUNK_PAGES..5 * CHUNK_PAGES, 1);
+    let busy = sys::poll_until(|| -> Outcome<Option<()>> {
+        let rounds = procfs::run_time(remover)? - before >= MANY_ROUNDS_NS;
+        Ok((rounds || ctx.control).then_some(()))
+    })?;
+    require!(busy.is_some(), "swapoff does not go round");
+    session.expect_running()?;
+    // Looking pulls.
+    swapped(arena.span())?;
+    session.expect_child_held()?;
     drop(hold);
-    let ended = session.finish()?;
     sys::wait(remover)?;
     board.collect(&["swapoff"])?;
+    let ended = session.finish()?;
     arena.verify().map_err(|v| v.at("parent"))?;
     let left = swapped(arena.span())?;
     claim!(left == 0, "{left} pages are still in swap after swapoff");
     ended
         .whole(arena.chunks())?
+        .pulled(Hook::Walk, arena.chunks())?
         .holds("odd chunks", |r| r.odd >= 4)?;
     Ok(ended.detail())
 }
