@@ -241,7 +241,7 @@ static enum asyncfork_reason park_range(struct af_session *s,
 {
 	enum asyncfork_reason reason = ASYNCFORK_REASON_NONE;
 	struct mm_struct *mm = src->vm_mm;
-	unsigned long n;
+	unsigned long n, max = (r->end - r->start) >> PMD_SHIFT;
 
 	raw_write_seqcount_begin(&mm->write_protect_seq);
 	af_anon_vma_lock_write(src->anon_vma);
@@ -252,9 +252,13 @@ static enum asyncfork_reason park_range(struct af_session *s,
 	} else if (mm_has_notifiers(mm)) {
 		reason = ASYNCFORK_REASON_NOTIFIER;
 	} else {
+		/*
+		 * Never too few: at 0 a hook looks no further, and an abort
+		 * may take chunks away before the last of them is counted.
+		 */
+		atomic_long_add(max, &s->parked);
 		n = park_chunks(mm, r);
-		/* Before the unlock lets the migration hook pull. */
-		atomic_long_add(n, &s->parked);
+		atomic_long_sub(max - n, &s->parked);
 		af_count_add(s, AF_N_PARKED, n);
 	}
 	af_anon_vma_unlock_write(src->anon_vma);

@@ -28,6 +28,7 @@
 //! - No chunk is copied while a writable TLB entry or a GUP-fast walk can still reach its table.
 //! - The child gets what the parent had when dup_mmap() ended, and no write of the parent gets there later.
 //! - The child does not reach user mode without its whole image; a lost image is never reported as a snapshot.
+//! - As long as a chunk is parked `parked` is above 0, or the hooks would not look for it.
 //! - A hooked function that goes on meets no parked chunk in its range, neither at its start nor at its
 //!   end (migration, userfaultfd).
 //! - A session finishes once, with nothing parked; nobody uses it after its last put; no put is one too many.

@@ -89,8 +89,18 @@ impl Thread<'_> {
         if !self.dropped(Mutation::ParkNoLock) {
             *self.anon_lock() = -1;
         }
+        let most = self.most_chunks();
+        if !self.dropped(Mutation::ParkCountLate) {
+            self.ses()?.parked += most;
+        }
         self.start_chunk();
         Ok(())
+    }
+
+    /// Of the range that is being parked.
+    fn most_chunks(&self) -> i8 {
+        let range = self.range_of(self.a.chunk);
+        (0..CHUNKS).filter(|&c| self.range_of(c) == range).count() as i8
     }
 
     fn start_chunk(&mut self) {
@@ -138,18 +148,19 @@ impl Thread<'_> {
             self.a.chunk = next;
             self.start_chunk();
         } else {
-            let late = self.dropped(Mutation::ParkCountLate);
-            self.go(if late { Pc::ParkUnlock } else { Pc::ParkCount });
+            self.go(Pc::ParkCount);
         }
     }
 
+    /// What was counted too much is taken off.
     pub fn park_count(&mut self) -> Rule {
         let n = std::mem::take(&mut self.a.n);
-        let s = self.ses()?;
-        s.parked += n as i8;
-        s.n_parked += n;
         let late = self.dropped(Mutation::ParkCountLate);
-        self.go(if late { Pc::ParkRest } else { Pc::ParkUnlock });
+        let counted = if late { 0 } else { self.most_chunks() };
+        let s = self.ses()?;
+        s.parked += n as i8 - counted;
+        s.n_parked += n;
+        self.go(Pc::ParkUnlock);
         Ok(())
     }
 
@@ -157,8 +168,7 @@ impl Thread<'_> {
         if !self.dropped(Mutation::ParkNoLock) {
             *self.anon_lock() = 0;
         }
-        let late = self.dropped(Mutation::ParkCountLate);
-        self.go(if late { Pc::ParkCount } else { Pc::ParkRest });
+        self.go(Pc::ParkRest);
         Ok(())
     }
 

@@ -194,7 +194,7 @@ macro_rules! mutations {
 mutations! {
     /// The word of a chunk is published before the parent's slot is cleared.
     ParkWordFirst,
-    /// `parked` is raised after the anon_vma root lock is dropped.
+    /// `parked` is raised once the words are set, not before.
     ParkCountLate,
     /// Parking does not take the anon_vma root lock.
     ParkNoLock,

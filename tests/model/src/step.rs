@@ -183,7 +183,7 @@ impl Model for Protocol {
                     pc: a.pc,
                     choice,
                 };
-                f(step, rule.map(|()| st));
+                f(step, rule.and_then(|()| always(&st)).map(|()| st));
             }
         }
     }
@@ -196,13 +196,22 @@ impl Model for Protocol {
     }
 }
 
+/// Has it a chunk that is parked or being pulled?
+fn pending(s: &Session) -> bool {
+    let pending = |w: &Word| matches!(w, Word::Parked | Word::Busy);
+    s.word.iter().any(pending)
+}
+
+/// What must hold after each step: by `parked` the hooks know whether to look.
+fn always(st: &State) -> Rule {
+    if st.ses.iter().any(|s| pending(s) && s.parked <= 0) {
+        return Err("a chunk is parked that is not counted");
+    }
+    Ok(())
+}
+
 /// What must hold once everybody is done.
 fn end_rules(st: &State) -> Rule {
-    let pending = |s: &Session| {
-        s.word
-            .iter()
-            .any(|w| matches!(w, Word::Parked | Word::Busy))
-    };
     if st.ses.iter().any(pending) {
         return Err("a chunk is parked for ever");
     }

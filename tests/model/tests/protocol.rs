@@ -35,7 +35,7 @@ const DROPPED: &[(Mutation, &str, &str)] = &[
         NO_MEMORY_IN_FORK,
         "the parent's slot is not empty",
     ),
-    (ParkCountLate, ONE_VMA, MEETS),
+    (ParkCountLate, RACE, "a chunk is parked that is not counted"),
     (ParkNoLock, ONE_VMA, MEETS),
     (MigrateNoLock, ONE_VMA, MEETS),
     (DoneFirst, RACE, MEETS),
