@@ -105,13 +105,16 @@ static bool mm_is_shared(struct mm_struct *mm)
 {
 	struct task_struct *p, *t;
 	bool shared = false;
-
-	if (atomic_read(&mm->mm_users) <= get_nr_threads(current))
-		return false;
+	int own = 0;
 
 	rcu_read_lock();
-	for_each_process_thread(p, t)
-		shared |= READ_ONCE(t->mm) == mm && !same_thread_group(t, current);
+	/* Not nr_threads: a leader that has ended has no mm, but counts. */
+	for_each_thread(current, t)
+		own += READ_ONCE(t->mm) == mm;
+	if (atomic_read(&mm->mm_users) > own)
+		for_each_process_thread(p, t)
+			shared |= READ_ONCE(t->mm) == mm &&
+				  !same_thread_group(t, current);
 	rcu_read_unlock();
 	return shared;
 }

@@ -3,15 +3,15 @@
 
 use super::common::expect_stock;
 use super::Test;
-use crate::claim;
+use crate::board::Board;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{probe, Arena, Span, Want, CHUNK, PAGE};
 use crate::procfs::Setting;
 use crate::rng::Rng;
-use crate::skip_unless;
 use crate::sys;
 use crate::verdict::{Context, Outcome, Verdict};
+use crate::{claim, require, skip_unless};
 use asyncfork_uapi::Reason;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -58,6 +58,11 @@ pub const TESTS: &[Test] = &[
         advice_while_parked,
     ),
     Test::new("process_that_shares_its_memory_forks_as_ever", shared_mm).module(),
+    Test::new(
+        "process_without_a_leader_that_shares_its_memory_forks_as_ever",
+        shared_without_leader,
+    )
+    .module(),
     Test::new("process_with_a_virtual_machine_forks_as_ever", notifier).module(),
 ];
 
@@ -244,13 +249,41 @@ fn shared_mm(ctx: &Ctx) -> Outcome<String> {
             std::ptr::null_mut(),
         )
     })?;
-    expect_stock(ctx, &mut arena, Reason::Shared)?;
+    let result = expect_stock(ctx, &mut arena, Reason::Shared);
     sys::kill(other, libc::SIGKILL)?;
     sys::wait(other)?;
+    result?;
     ctx.fork()
         .start(|| arena.verify())?
         .finish()?
         .whole(arena.chunks())?;
+    Ok("stock, shared".into())
+}
+
+/// The main thread has ended: it has no memory any more, but is still one of the process' threads.
+fn shared_without_leader(ctx: &Ctx) -> Outcome<String> {
+    const WHO: &str = "the thread that is left";
+    let board = Board::new()?;
+    let process = ctx.helper(&board, WHO, || {
+        let leader = format!("/proc/self/task/{}/stat", sys::pid());
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                board.run(WHO, || {
+                    let ended = sys::poll_until(|| -> Outcome<Option<()>> {
+                        let stat = std::fs::read_to_string(&leader)?;
+                        Ok(stat.contains(") Z ").then_some(()))
+                    })?;
+                    require!(ended.is_some(), "the main thread does not end");
+                    shared_mm(ctx).map(drop)
+                })
+            });
+            // SAFETY: ends this thread only. What the other borrows stays: this stack is not unmapped.
+            unsafe { libc::syscall(libc::SYS_exit, 0) };
+            Ok(())
+        })
+    })?;
+    sys::wait(process)?;
+    board.collect(&[WHO])?;
     Ok("stock, shared".into())
 }
 
