@@ -355,7 +355,7 @@ static struct miscdevice device = {
 
 int af_device_init(void)
 {
-	return misc_register(&device);
+	return af_fault() ? -ENOMEM : misc_register(&device);
 }
 
 void af_device_exit(void)

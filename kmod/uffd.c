@@ -69,12 +69,17 @@ struct af_verdict af_hook_userfaultfd_ioctl(struct file *file, unsigned int cmd,
 	struct af_verdict v = { .skip = 0 };
 
 	/*
-	 * A guard of ours: this is the call below. Else hold the module, the
-	 * original may sleep for long with our frame on the stack. If it is on
-	 * its way out there are no sessions.
+	 * The original may sleep for long with our frame on the stack. A load
+	 * that fails frees the module whoever holds it: it waits for the count.
+	 */
+	af_hook_enter();
+	/*
+	 * A guard of ours: this is the call below. Else hold the module, so
+	 * that rmmod is refused and need not wait. If it is on its way out
+	 * there are no sessions.
 	 */
 	if (guard_exists(g.mm, current) || !try_module_get(THIS_MODULE))
-		return v;
+		goto leave;
 
 	spin_lock(&guard_lock);
 	hash_add(guards, &g.node, (unsigned long)g.mm);
@@ -90,5 +95,7 @@ struct af_verdict af_hook_userfaultfd_ioctl(struct file *file, unsigned int cmd,
 	hash_del(&g.node);
 	spin_unlock(&guard_lock);
 	module_put(THIS_MODULE);
+leave:
+	af_hook_leave();
 	return v;
 }

@@ -2,19 +2,22 @@
 //! userfaultfd: its ioctls fill page tables without a fault.
 
 use super::common::while_held;
+use super::faults::expect_injection;
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, Want, CHUNK_PAGES, PAGE};
+use crate::procfs;
 use crate::rng::Rng;
-use crate::sys::cvt;
+use crate::sys::{cvt, is_errno};
 use crate::verdict::{Context, Outcome, Verdict};
-use crate::{claim, require};
+use crate::{claim, require, skip_unless};
 use asyncfork_uapi::{Hook, Outcome as Fate, Reason};
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 pub const TESTS: &[Test] = &[
     Test::new(
@@ -46,6 +49,11 @@ pub const TESTS: &[Test] = &[
     )
     .quick(),
     Test::new("uffd_moves_racing_forks_lose_nothing", move_racing),
+    Test::new(
+        "uffd_ioctl_outlives_a_load_that_ends_in_failed_allocations",
+        failing_load,
+    )
+    .module(),
 ];
 
 const MISSING: u64 = 1;
@@ -112,12 +120,11 @@ impl Uffd {
 
     /// One that can move pages.
     fn with_move() -> Outcome<Self> {
-        match Self::new(FEATURE_MOVE) {
-            Err(Verdict::Broken(_)) => Err(Verdict::Skip(
-                "no UFFDIO_MOVE in this kernel (Linux 6.8)".into(),
-            )),
-            result => result,
-        }
+        skip_unless!(
+            procfs::kernel_since(6, 8)?,
+            "no UFFDIO_MOVE in this kernel (Linux 6.8)"
+        );
+        Self::new(FEATURE_MOVE)
     }
 
     /// Moves pages to missing ones: how many bytes, and the error that ended it.
@@ -286,7 +293,7 @@ fn fork_event(ctx: &Ctx) -> Outcome<String> {
         arena.fill(1);
         let event = manager
             .join()
-            .map_err(|_| Verdict::Broken("the manager panicked".into()))?
+            .map_err(|_| Verdict::Failed("the manager panicked".into()))?
             .at("event")?;
         claim!(event.0 == EVENT_FORK, "event {:#x}, want a fork", event.0);
         let ended = session.finish()?;
@@ -328,7 +335,7 @@ fn during_ioctl(ctx: &Ctx) -> Outcome<String> {
             .at("UFFDIO_COPY of the missing source")?;
         copier
             .join()
-            .map_err(|_| Verdict::Broken("the copier panicked".into()))?
+            .map_err(|_| Verdict::Failed("the copier panicked".into()))?
             .at("UFFDIO_COPY")?;
         arena.verify()?;
         claim!(
@@ -341,6 +348,87 @@ fn during_ioctl(ctx: &Ctx) -> Outcome<String> {
         ended.whole(arena.chunks())?;
         Ok(ended.detail())
     })
+}
+
+/// Whether the module's hook of the ioctl is in place.
+fn is_hooked() -> Outcome<bool> {
+    const ENABLED: &str = "/sys/kernel/tracing/enabled_functions";
+    let functions = std::fs::read_to_string(ENABLED).at(ENABLED)?;
+    Ok(functions
+        .lines()
+        .any(|l| l.starts_with("userfaultfd_ioctl ")))
+}
+
+/// The hook stays on the stack of an ioctl for as long as that lasts, and a module whose load fails is freed whoever holds
+/// it. The ioctls here fault on their source and last until that is served; one of them begins while the hooks are there.
+fn failing_load(ctx: &Ctx) -> Outcome<String> {
+    const TRIES: u32 = 20;
+    /// How long an ioctl is kept: unhooking takes less.
+    const KEPT: Duration = Duration::from_secs(10);
+    expect_injection()?;
+    ctx.module.unload()?;
+    let mut rng = ctx.rng();
+    let mut source = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
+    let mut target = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
+    source.map()?;
+    target.map()?;
+    let (from, to) = (source.part(0..1), target.part(0..1));
+    let (reader, writer) = (Uffd::new(0)?, Uffd::new(0)?);
+    reader.register(source.span(), MISSING)?;
+    writer.register(target.span(), MISSING)?;
+    let bytes = source.bytes(0, 1);
+    let (failed, waited) = (AtomicU32::new(0), AtomicBool::new(false));
+    let (enough, stop) = (AtomicBool::new(false), AtomicBool::new(false));
+    std::thread::scope(|scope| -> Outcome {
+        let copier = scope.spawn(|| -> Outcome {
+            while !stop.load(Ordering::Acquire) {
+                from.advise(libc::MADV_DONTNEED)?;
+                to.advise(libc::MADV_DONTNEED)?;
+                let mut args = [to.addr() as u64, from.addr() as u64, PAGE as u64, 0, 0];
+                writer.ioctl(COPY, &mut args).at("UFFDIO_COPY")?;
+            }
+            Ok(())
+        });
+        let server = scope.spawn(|| -> Outcome {
+            let mut hooked = false;
+            while !stop.load(Ordering::Acquire) {
+                reader.event().at("event")?;
+                let (start, before) = (Instant::now(), failed.load(Ordering::Acquire));
+                let over = || failed.load(Ordering::Acquire) != before;
+                while hooked && !over() && start.elapsed() < KEPT {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                waited.fetch_or(hooked && !over(), Ordering::AcqRel);
+                hooked = !waited.load(Ordering::Acquire) && is_hooked()?;
+                stop.store(enough.load(Ordering::Acquire), Ordering::Release);
+                reader.copy(from, &bytes).at("UFFDIO_COPY of the source")?;
+            }
+            Ok(())
+        });
+        let result = (0..TRIES)
+            .take_while(|_| !waited.load(Ordering::Acquire))
+            .try_for_each(|_| -> Outcome {
+                let load = ctx.module.load("fault_count=1");
+                failed.fetch_add(1, Ordering::AcqRel);
+                claim!(
+                    is_errno(&load, libc::ENOMEM),
+                    "loading gives {load:?}, want ENOMEM"
+                );
+                Ok(())
+            });
+        enough.store(true, Ordering::Release);
+        let threads = [copier, server].map(|t| t.join().unwrap_or_else(|_| panic!("a thread")));
+        threads.into_iter().chain([result]).collect()
+    })?;
+    require!(
+        waited.load(Ordering::Acquire),
+        "no ioctl was under way when a load failed"
+    );
+    ctx.module.load("").at("load again")?;
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+    ended.whole(arena.chunks())?;
+    Ok(format!("{} loads failed", failed.load(Ordering::Acquire)))
 }
 
 /// Forks while another thread issues ioctls: how many forks parked the arena, and how many were stock because of an ioctl.
@@ -394,7 +482,7 @@ fn racing(ctx: &Ctx) -> Outcome<String> {
         stop.store(true, Ordering::Relaxed);
         worker
             .join()
-            .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
+            .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))?;
         forks
     })?;
     Ok(format!(
@@ -511,7 +599,7 @@ fn move_racing(ctx: &Ctx) -> Outcome<String> {
         stop.store(true, Ordering::Relaxed);
         let moves = worker
             .join()
-            .unwrap_or_else(|_| Err(Verdict::Broken("panic".into())))?;
+            .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))?;
         Ok((forks?.0, moves))
     })?;
     require!(moves > 0, "nothing was ever moved");
