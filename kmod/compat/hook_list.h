@@ -20,6 +20,9 @@ AF_HOOK(move_page_tables)
 AF_HOOK(walk_page_vma)
 AF_HOOK(remove_migration_pte)
 AF_HOOK(get_dump_page)
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+AF_HOOK(madvise_collapse)
+#endif
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
 AF_HOOK(folio_walk_start)
 #else

@@ -140,6 +140,19 @@ void af_hook_move_page_tables(struct vm_area_struct *vma, unsigned long old,
 }
 #endif
 
+/* It would call an empty PMD an error of the caller. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+void af_hook_madvise_collapse(struct vm_area_struct *vma, unsigned long start,
+			      unsigned long end)
+#else
+void af_hook_madvise_collapse(struct vm_area_struct *vma,
+			      struct vm_area_struct **prev,
+			      unsigned long start, unsigned long end)
+#endif
+{
+	af_hook_walk(vma->vm_mm, start, end);
+}
+
 /* One page, for move_pages(2). */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
 void af_hook_folio_walk_start(struct folio_walk *fw, struct vm_area_struct *vma,

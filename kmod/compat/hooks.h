@@ -47,6 +47,15 @@ void af_hook_move_page_tables(struct vm_area_struct *vma, unsigned long old,
 			      unsigned long len);
 #endif
 
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+void af_hook_madvise_collapse(struct vm_area_struct *vma, unsigned long start,
+			      unsigned long end);
+#else
+void af_hook_madvise_collapse(struct vm_area_struct *vma,
+			      struct vm_area_struct **prev,
+			      unsigned long start, unsigned long end);
+#endif
+
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
 struct folio_walk;
 

@@ -1,18 +1,19 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Transparent huge pages: whole, split, made and broken up during a session.
 
-use super::common::pause;
+use super::common::{pause, Gate};
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
-use crate::hold::Hold;
+use crate::hold::{Hold, Plug};
 use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES};
 use crate::module;
 use crate::procfs::{self, Setting};
 use crate::rng::Rng;
 use crate::sys;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::Outcome;
 use crate::{claim, require, skip_unless};
+use asyncfork_uapi::Hook;
 use std::fs;
 use std::path::Path;
 
@@ -196,57 +197,89 @@ fn split_racing(ctx: &Ctx) -> Outcome<String> {
     ))
 }
 
-/// MADV_COLLAPSE may refuse (EAGAIN and friends: the pages are shared now); contents must not change either way.
+/// Whether MADV_COLLAPSE makes huge pages of all of `span`; contents must not change either way.
 fn try_collapse(span: Span) -> Outcome<bool> {
     span.advise(libc::MADV_HUGEPAGE)?;
     match span.advise(MADV_COLLAPSE) {
         Ok(()) => Ok(true),
         Err(e) => match e.raw_os_error() {
-            Some(libc::EINVAL) if !procfs_has_collapse() => {
-                Err(Verdict::Skip("no MADV_COLLAPSE in this kernel".into()))
-            }
             Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM | libc::EINVAL) => Ok(false),
             _ => Err(e.into()),
         },
     }
 }
 
-/// MADV_COLLAPSE came with Linux 6.1.
-fn procfs_has_collapse() -> bool {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let mut parts = release
-        .split(['.', '-'])
-        .map_while(|p| p.parse::<u32>().ok());
-    (parts.next().unwrap_or(0), parts.next().unwrap_or(0)) >= (6, 1)
+/// Collapses a chunk after a write to it: Linux 6.1 and 6.12 refuse if all of its pages are write-protected, as a fork leaves
+/// them.
+fn write_and_collapse(arena: &mut Arena, chunk: usize, gen: u32) -> Outcome<bool> {
+    let pages = arena.chunk(chunk);
+    arena.write(pages.start, gen);
+    try_collapse(arena.part(pages))
 }
 
+/// Whether a chunk collapses that a fork has just write-protected, while the child stands still.
+fn collapses_after_stock_fork(ctx: &Ctx, rng: &mut Rng) -> Outcome<bool> {
+    let (arena, gate) = (arena(rng, 4, |_| false)?, Gate::new()?);
+    let session = ctx.fork().unarmed().start(|| {
+        gate.pass()?;
+        arena.verify()
+    })?;
+    let done = try_collapse(arena.part(arena.chunk(0)))?;
+    gate.open(0)?;
+    let _ended = session.finish()?;
+    arena.span().unmap()?;
+    Ok(done)
+}
+
+/// Every other child is held back: then the parent meets parked chunks, and those it has pulled are the child's, too.
 fn collapse_parent(ctx: &Ctx) -> Outcome<String> {
+    let plug = Plug::new()?;
     let mut rng = ctx.rng();
+    let stock = collapses_after_stock_fork(ctx, &mut rng)?;
     let mut collapsed = 0;
     for round in 0..8 {
-        let mut arena = arena(&mut rng, 8, |_| false)?;
-        let hold = if round % 2 == 0 {
-            Some(Hold::new()?)
-        } else {
-            None
-        };
+        let mut arena = arena(&mut rng, 16, |_| false)?;
+        let chunks = arena.chunks();
+        let hold = (round % 2 == 0).then(|| plug.hold()).transpose()?;
         let session = ctx.fork().start(|| arena.verify())?;
-        session.expect_running()?;
-        for chunk in 0..4 {
-            collapsed += u32::from(try_collapse(arena.part(arena.chunk(chunk)))?);
+        if let Some(hold) = &hold {
+            session.expect_running()?;
+            hold.step_aside()?;
+            let done = try_collapse(arena.part(arena.chunk(0)))?;
+            claim!(
+                done == stock,
+                "a parked chunk collapses: {done}, after a stock fork: {stock}"
+            );
         }
-        arena.verify()?;
-        arena.write_range(300..1700, 1);
+        for chunk in 1..4 {
+            let done = write_and_collapse(&mut arena, chunk, 1)?;
+            claim!(
+                done || hold.is_none(),
+                "chunk {chunk} does not collapse while its child is held back"
+            );
+            collapsed += u32::from(done);
+        }
+        let held = hold.is_some();
+        if held {
+            session.expect_child_held()?;
+        }
         drop(hold);
         let ended = session.finish()?;
         arena.verify().map_err(|v| v.at("parent"))?;
-        ended.whole(4)?;
+        ended.whole(chunks)?.pulled(Hook::Walk, u64::from(held))?;
         // With the session over nothing is in the way.
-        try_collapse(arena.span())?;
+        for chunk in 0..chunks as usize {
+            let done = write_and_collapse(&mut arena, chunk, 2)?;
+            claim!(done, "chunk {chunk} does not collapse after the session");
+        }
+        let huge = huge_chunks(arena.span())?;
+        claim!(huge as u64 == chunks, "{huge} huge pages, want {chunks}");
         arena.verify().map_err(|v| v.at("parent, collapsed"))?;
         arena.span().unmap()?;
     }
-    Ok(format!("8 forks, {collapsed} chunks collapsed meanwhile"))
+    Ok(format!(
+        "8 forks, {collapsed} chunks collapsed meanwhile; write-protected ones collapse: {stock}"
+    ))
 }
 
 fn collapse_child(ctx: &Ctx) -> Outcome<String> {
@@ -258,7 +291,10 @@ fn collapse_child(ctx: &Ctx) -> Outcome<String> {
             arena.verify()?;
             let mut mine = arena.clone();
             mine.fill(7);
-            try_collapse(mine.span())?;
+            claim!(
+                try_collapse(mine.span())?,
+                "the child's own memory does not collapse"
+            );
             mine.verify()
         })?;
         let range = rng.range(arena.pages(), 1500);
@@ -353,7 +389,7 @@ fn large_folios(ctx: &Ctx) -> Outcome<String> {
             mine.expect(900..1500, Want::Zero);
             mine.verify()
         })?;
-        session.expect_running()?;
+        session.expect_async()?;
         for page in arena.shuffled(&mut rng).into_iter().step_by(3) {
             arena.write(page, 1);
         }
