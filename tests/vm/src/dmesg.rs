@@ -67,7 +67,7 @@ const COMPLAINTS: &[&str] = &[
 
 /// Words that make a complaint only together, in this order.
 const COMPLAINT_PAIRS: &[(&str, &str)] = &[
-    ("INFO: task ", " blocked for more than"),
+    ("INFO: task ", " for more than "),
     ("asyncfork: ", "switched off"),
 ];
 

@@ -25,7 +25,7 @@ use nix::sys::wait::{waitid, Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 
 use crate::accel::{self, Accel, AccelChoice, Chosen};
-use crate::bench::{check_path, Bench};
+use crate::bench::{check_path, Bench, Series};
 use crate::dmesg::{self, Finding};
 use crate::interrupt;
 
@@ -338,34 +338,19 @@ impl VmOptions {
         let log = dmesg::merge(&read("dmesg"), &read("console.log"));
         fs::write(dir.join("kernel.log"), &log)?;
         let mut findings = dmesg::scan(&log);
-        // The flags survive a log that has wrapped.
-        if let (Some(line), []) = (
-            read("tainted")
-                .trim()
-                .parse()
-                .ok()
-                .and_then(asyncfork_watch::bad_taint),
-            findings.as_slice(),
-        ) {
-            findings.push(Finding {
+        if matches!(end, End::Exited(_)) {
+            let file = |name: &str| fs::read_to_string(dir.join(name)).ok();
+            let asked = self.append.iter().any(|w| w.contains("kmemleak=on"));
+            let mut state = checkers(file, bench.series == Series::Debug, asked);
+            // The flags survive a log that has wrapped.
+            if findings.is_empty() {
+                state.extend(taint(file));
+            }
+            findings.extend(state.into_iter().map(|line| Finding {
                 line,
                 test: None,
                 times: 1,
-            });
-        }
-        if matches!(end, End::Exited(_)) {
-            let lockdep = Some(read("lockdep")).filter(|stats| !stats.is_empty());
-            findings.extend(
-                lockdep
-                    .and_then(|stats| dmesg::lockdep_off(&stats))
-                    .into_iter()
-                    .chain(dmesg::leaks(&read("kmemleak")))
-                    .map(|line| Finding {
-                        line,
-                        test: None,
-                        times: 1,
-                    }),
-            );
+            }));
         }
         Ok(Outcome { end, findings, dir })
     }
@@ -559,6 +544,30 @@ fn kernel_words(accel: Accel) -> Vec<String> {
         ]);
     }
     words.into_iter().map(str::to_owned).collect()
+}
+
+/// What the guest's taint flags say against a run; missing flags prove nothing.
+fn taint(file: impl Fn(&str) -> Option<String>) -> Option<String> {
+    match file("tainted").and_then(|flags| flags.trim().parse().ok()) {
+        Some(flags) => asyncfork_watch::bad_taint(flags),
+        None => Some("the guest has left no taint flags".to_owned()),
+    }
+}
+
+/// What the checkers of a debug kernel say against a run, or that they have said nothing though they should.
+fn checkers(file: impl Fn(&str) -> Option<String>, lockdep: bool, kmemleak: bool) -> Vec<String> {
+    let mut found = Vec::new();
+    match file("lockdep") {
+        Some(stats) => found.extend(dmesg::lockdep_off(&stats)),
+        None if lockdep => found.push("the guest has left no word of lockdep".to_owned()),
+        None => {}
+    }
+    match file("kmemleak") {
+        Some(report) => found.extend(dmesg::leaks(&report)),
+        None if kmemleak => found.push("the guest has left no word of kmemleak".to_owned()),
+        None => {}
+    }
+    found
 }
 
 /// Whether KVM could give a guest 5-level page tables.
@@ -865,6 +874,23 @@ mod tests {
         assert_eq!(outcome(End::Exited(7), 1).exit_code(), EXIT_COMPLAINT);
         assert_eq!(outcome(End::TimedOut, 1).exit_code(), EXIT_TIMEOUT);
         assert_eq!(outcome(End::Broken("x".into()), 1).exit_code(), EXIT_BROKEN);
+    }
+
+    #[test]
+    fn what_the_guest_does_not_say_is_against_it() {
+        let files = |name: &str| match name {
+            "tainted" => Some("12288\n".to_owned()),
+            "lockdep" => Some(" debug_locks:  1\n".to_owned()),
+            "kmemleak" => Some(String::new()),
+            _ => None,
+        };
+        assert_eq!(taint(files), None);
+        assert_eq!(checkers(files, true, true), [""; 0]);
+        let nothing = |_: &str| None;
+        assert!(taint(nothing).is_some());
+        assert_eq!(checkers(nothing, false, false), [""; 0]);
+        assert_eq!(checkers(nothing, true, true).len(), 2);
+        assert!(taint(|_| Some("512".to_owned())).is_some());
     }
 
     #[test]
