@@ -8,7 +8,7 @@ use asyncfork_watch::Census;
 pub fn expect_unchanged(baseline: &Census) -> Outcome<String> {
     let (now, growth) = baseline.settle()?;
     if growth.is_empty() {
-        Ok(format!("page tables {} KiB", now.page_tables()))
+        Ok(now.summary())
     } else {
         Err(Verdict::Failed(growth.join("; ")))
     }

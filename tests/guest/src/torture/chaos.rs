@@ -357,6 +357,7 @@ fn try_unload(chaos: &Chaos<'_>, module: &Module) -> Outcome<bool> {
         return Ok(false);
     }
     result.at("unload")?;
+    expect_sane(Some(&stats))?;
     chaos.tally.keep(&stats);
     Ok(true)
 }

@@ -43,6 +43,8 @@ pub struct Life {
     pub slot: Slot,
     /// What its threads do.
     pub mix: Mix,
+    /// Whether memory may be short: its limit, or allocations that are made to fail.
+    pub short: bool,
 }
 
 impl Life {
@@ -53,12 +55,20 @@ impl Life {
             end = self.parent()?;
             Ok(())
         });
-        let status = self.tally.exit_status(&self.name, &result);
+        let status = self.exit_status(&self.name, &result);
         if status == GOOD {
             add(&self.tally.full_lives, 1);
             end.commit();
         }
         sys::exit_now(status);
+    }
+
+    /// What a process ends with; a bad verdict is noted. Want of memory is none, but where there is enough mlock(2) calls a
+    /// page by that name that it could not fault in.
+    fn exit_status(&self, who: &str, result: &Outcome) -> i32 {
+        // At the end all limits are lifted; orphans may meet that of their parent's successor.
+        let short = self.short || self.tally.stopped() || self.slot.is_limited().unwrap_or(true);
+        self.tally.exit_status(who, result, short)
     }
 
     /// Works and forks until its time is over: what to end with.
@@ -177,10 +187,7 @@ impl Life {
                 if result.is_ok() {
                     add(&self.tally.whole, 1);
                 }
-                sys::exit_now(
-                    self.tally
-                        .exit_status(&format!("child of {}", self.name), &result),
-                );
+                sys::exit_now(self.exit_status(&format!("child of {}", self.name), &result));
             }
             Ok(pid) => {
                 add(&self.tally.forks, 1);

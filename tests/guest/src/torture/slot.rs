@@ -37,6 +37,11 @@ impl Slot {
         self.group.set("memory.max", limit)
     }
 
+    /// Whether those who are here now may run short of memory.
+    pub fn is_limited(&self) -> io::Result<bool> {
+        Ok(self.group.get("memory.max")? != "max")
+    }
+
     /// No limits, nobody frozen: what is here can end.
     pub fn relax(&self) -> io::Result<()> {
         self.group.set("memory.max", "max")?;

@@ -118,11 +118,11 @@ impl Tally {
         }
     }
 
-    /// What a process with this verdict ends with. A bad one is noted.
-    pub fn exit_status(&self, who: &str, result: &Outcome) -> i32 {
+    /// What a process with this verdict ends with. A bad one is noted; `short`: want of memory is none.
+    pub fn exit_status(&self, who: &str, result: &Outcome, short: bool) -> i32 {
         match result {
             Ok(()) => GOOD,
-            Err(v) if is_scarcity(v) => {
+            Err(v) if short && is_scarcity(v) => {
                 add(&self.scarce, 1);
                 SCARCE
             }
@@ -251,10 +251,14 @@ mod tests {
     fn want_of_memory_is_no_failure_but_a_wrong_byte_is() {
         let tally = Tally::new().unwrap();
         let enomem = Verdict::from(io::Error::from_raw_os_error(libc::ENOMEM)).at("munmap");
-        assert_eq!(tally.exit_status("a", &Err(enomem)), SCARCE);
+        let enomem = Err(enomem);
+        assert_eq!(tally.exit_status("a", &enomem, true), SCARCE);
         assert_eq!(tally.failure(), None);
+        assert_eq!(tally.exit_status("a", &enomem, false), BAD);
+        assert!(tally.failure().is_some());
+        let tally = Tally::new().unwrap();
         let wrong = Verdict::Failed("got (os error 12)".into());
-        assert_eq!(tally.exit_status("a", &Err(wrong)), BAD);
+        assert_eq!(tally.exit_status("a", &Err(wrong), true), BAD);
         assert!(tally.failure().is_some());
     }
 
