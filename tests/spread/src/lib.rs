@@ -6,10 +6,13 @@
 //!   address space where the kernel puts nothing by itself. With the module's `park_partial` each of them can be parked.
 //! - malloc() takes up to 32 MiB from the heap, which is one mapping, not from mappings of its own.
 //! - With `ASYNCFORK_SPREAD_FORK_MS` set, a thread forks every so many milliseconds, and these children end at once: for programs that
-//!   change their memory in all ways but do not fork. A child that the program itself forks gets such a thread, too.
+//!   change their memory in all ways but do not fork. A child that the program itself forks gets such a thread, too. The children verify
+//!   a few pages of their own: what is wrong goes to standard error, and the program is aborted.
 //!
-//! The address of the mapping that was unmapped last is given out again first. Everything else is as without the library, errno included. What calls the kernel by itself, as malloc() does for mappings, or gives
-//! an address or flags that have a say in it, is left alone.
+//! The address of the mapping that was unmapped last is given out again first. Everything else is as without the library, errno included.
+//! What calls the kernel by itself, as malloc() does for mappings, or gives an address or flags that have a say in it, is left alone.
+
+mod canary;
 
 use std::cell::Cell;
 use std::ffi::{c_char, c_int, c_void, CStr};
@@ -168,6 +171,7 @@ fn load() {
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20) };
     if let Some(ms) = fork_period(c"ASYNCFORK_SPREAD_FORK_MS") {
         PERIOD_MS.store(ms, Ordering::Relaxed);
+        canary::map();
         // SAFETY: a function of this library, which is never unloaded.
         unsafe { libc::pthread_atfork(None, None, Some(in_child)) };
         start_forker();
@@ -220,18 +224,57 @@ extern "C" fn forker(_: *mut c_void) -> *mut c_void {
         tv_nsec: (ms % 1000 * 1_000_000).cast_signed(),
     };
     IS_FORKER.set(true);
+    let mut generation = 0;
+    let mut written = canary::write(generation);
     loop {
-        // SAFETY: plain system calls; the child does nothing but end. Through the dynamic linker, so that the library under test
-        // sees the fork.
-        unsafe {
-            libc::nanosleep(&period, ptr::null_mut());
-            let pid = libc::fork();
-            if pid == 0 {
-                libc::_exit(0);
+        // SAFETY: a plain system call.
+        unsafe { libc::nanosleep(&period, ptr::null_mut()) };
+        if written && canary::differs(generation) {
+            fail(b"memory differs in the parent of an added child\n");
+        }
+        // SAFETY: the child makes but system calls. Through the dynamic linker, so that the library under test sees the fork.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            let wrong = written && canary::differs(generation);
+            if wrong {
+                // The program may take the exit status for that of a child of its own.
+                say(b"memory differs in an added child\n");
             }
-            if pid > 0 {
-                libc::waitpid(pid, ptr::null_mut(), 0);
-            }
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(wrong.into()) };
+        }
+        // While the child has it copied.
+        generation += 1;
+        written = canary::write(generation);
+        let mut status = 0;
+        // SAFETY: plain numbers and a local variable.
+        if pid > 0 && unsafe { libc::waitpid(pid, &mut status, 0) } == pid {
+            judge(status);
         }
     }
+}
+
+fn judge(status: c_int) {
+    match status {
+        0 => {}
+        // Not necessarily wrong: there is the OOM killer. Whoever reads this knows whether it happens with stock forks, too.
+        libc::SIGKILL => say(b"an added child was killed\n"),
+        _ => fail(b"an added child failed\n"),
+    }
+}
+
+fn fail(what: &[u8]) {
+    say(what);
+    // SAFETY: ends the process.
+    unsafe { libc::abort() };
+}
+
+/// In one line on standard error, with the mark that `tests/suites` looks for.
+fn say(what: &[u8]) {
+    let parts = [b"asyncfork-spread: ", what].map(|part| libc::iovec {
+        iov_base: part.as_ptr().cast_mut().cast(),
+        iov_len: part.len(),
+    });
+    // SAFETY: both parts outlive the call.
+    unsafe { libc::writev(2, parts.as_ptr(), 2) };
 }

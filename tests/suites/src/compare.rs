@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use crate::env::EXIT_STATUS;
 use crate::suite::{Case, Fork, Verdict};
 
 /// How one case ended, by its name; names that a program uses twice are numbered.
@@ -59,7 +58,7 @@ pub struct Difference {
     /// Its verdicts, a word a run.
     pub stock: Vec<String>,
     pub armed: Vec<String>,
-    /// It never ends like that under stock forks.
+    /// It ends like that clearly more often than under stock forks.
     pub defect: bool,
 }
 
@@ -87,11 +86,6 @@ impl Runs {
 
     /// Cases that in some armed run were worse than in the best stock run: failed, skipped or not reached.
     pub fn differences(&self) -> Vec<Difference> {
-        // Then a case that an armed run did not come to tells nothing.
-        let ends_early = self
-            .stock
-            .iter()
-            .any(|run| run.get(EXIT_STATUS) == Some(&Verdict::Fail));
         let all = self.stock.iter().chain(&self.armed);
         let names: BTreeSet<&String> = all.flat_map(BTreeMap::keys).collect();
         names
@@ -99,26 +93,30 @@ impl Runs {
             .filter_map(|name| {
                 let stock = ranks(&self.stock, name);
                 let armed = ranks(&self.armed, name);
-                // A case that only failed runs have, such as a crash, is a failure. Else absence is worse than skipping.
-                let best = *stock.iter().min()?;
-                let worst = *armed.iter().max()?;
-                let bad = |r: Rank, others: &[Rank]| match r {
-                    Rank::Fail => true,
-                    Rank::Absent | Rank::Skip => others.contains(&Rank::Pass),
-                    Rank::Pass => false,
-                };
-                let differs = worst > best && bad(worst, &stock);
-                let stock_too = stock.iter().any(|&r| r >= worst);
-                let not_reached = worst == Rank::Absent && ends_early;
-                differs.then(|| Difference {
+                Some(Difference {
+                    defect: is_defect(&stock, &armed)?,
                     case: name.clone(),
                     stock: stock.iter().map(|r| r.word().to_owned()).collect(),
                     armed: armed.iter().map(|r| r.word().to_owned()).collect(),
-                    defect: !stock_too && !not_reached,
                 })
             })
             .collect()
     }
+}
+
+/// Whether a case that is sometimes worse in armed runs than in the best stock run is so more than twice as often as in stock runs. None: it is
+/// never worse.
+fn is_defect(stock: &[Rank], armed: &[Rank]) -> Option<bool> {
+    let best = *stock.iter().min()?;
+    // A case that only failed runs have, such as a crash, is a failure. What passes has to be reached and not skipped, too.
+    let bad = [Rank::Skip, Rank::Absent, Rank::Fail]
+        .into_iter()
+        .filter(|&bad| bad > best && (bad == Rank::Fail || best == Rank::Pass));
+    let number = |runs: &[Rank], bad| runs.iter().filter(|&&rank| rank >= bad).count();
+    bad.map(|bad| (number(stock, bad), number(armed, bad)))
+        .filter(|&(_, armed_bad)| armed_bad > 0)
+        .map(|(stock_bad, armed_bad)| armed_bad * stock.len() > 2 * stock_bad * armed.len())
+        .max()
 }
 
 /// From good to bad.
@@ -219,17 +217,48 @@ mod tests {
         assert_eq!(found[0].stock, ["pass", "fail"]);
     }
 
+    /// Whether a case is a defect that failed so many times in so many runs.
+    fn fails(stock: (usize, usize), armed: (usize, usize)) -> bool {
+        let ranks = |(bad, all)| [vec![Rank::Fail; bad], vec![Rank::Pass; all - bad]].concat();
+        is_defect(&ranks(stock), &ranks(armed)).unwrap()
+    }
+
     #[test]
-    fn a_case_that_was_not_reached_tells_nothing_if_stock_runs_end_early_too() {
-        let early: &[_] = &[(EXIT_STATUS, Fail)];
-        let whole: &[_] = &[("a", Pass)];
+    fn one_bad_stock_run_does_not_excuse_all_armed_ones() {
+        assert!(fails((1, 5), (4, 4)));
+        assert!(fails((1, 9), (3, 9)));
+        assert!(!fails((1, 9), (2, 9)));
+        assert!(!fails((4, 8), (8, 8)));
+        assert!(fails((0, 9), (1, 9)));
+    }
+
+    #[test]
+    fn each_way_to_be_bad_is_counted_by_itself() {
+        use Rank::{Absent, Fail, Pass};
+        // One failure is as frequent as with stock forks, but they reach the case each time.
+        let stock = [Pass, Pass, Pass, Fail];
         assert_eq!(
-            defects(&runs(&[whole, whole], &[early])),
-            ["a", EXIT_STATUS]
+            is_defect(&stock, &[Absent, Absent, Absent, Fail]),
+            Some(true)
         );
-        assert_eq!(defects(&runs(&[whole, early], &[early])), [""; 0]);
-        // It still counts if it fails.
-        assert_eq!(defects(&runs(&[whole, early], &[&[("a", Fail)]])), ["a"]);
+        assert_eq!(is_defect(&stock, &[Pass, Pass, Pass, Fail]), Some(false));
+    }
+
+    #[test]
+    fn a_stock_run_that_ends_early_excuses_only_what_it_lacks_itself() {
+        let whole: &[_] = &[("a", Pass), ("b", Pass)];
+        let after_a: &[_] = &[("a", Pass), ("exit status", Fail)];
+        let before_a: &[_] = &[("exit status", Fail)];
+        assert_eq!(
+            defects(&runs(&[whole, after_a], &[after_a, whole])),
+            [""; 0]
+        );
+        assert_eq!(defects(&runs(&[whole, after_a], &[before_a, whole])), ["a"]);
+        let timed_out: &[_] = &[("a", Pass), ("time limit", Fail)];
+        assert_eq!(
+            defects(&runs(&[whole, after_a], &[timed_out, whole])),
+            ["time limit"]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Where a suite runs: paths, the environment of armed and stock programs, time limits.
 
+use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -82,7 +83,7 @@ impl Env {
     /// one file, in the order written.
     ///
     /// # Errors
-    /// It cannot be started.
+    /// It cannot be started; [`Unkillable`].
     pub fn run(&self, command: &mut Command, limit: Duration) -> Result<Finished> {
         let path = self.scratch.join("output");
         let file = File::create(&path).with_context(|| format!("{}", path.display()))?;
@@ -110,7 +111,7 @@ impl Env {
             let _ = child.kill();
             let _ = child.wait();
         }
-        kill_children();
+        kill_children()?;
         let output = String::from_utf8_lossy(&fs::read(&path)?).into_owned();
         Ok(Finished {
             status,
@@ -147,8 +148,8 @@ impl Finished {
         self.status.and_then(|s| s.code())
     }
 
-    /// The cases read from its output, and one more, `exit status`, if they do not tell all: there are none, it was killed, or it
-    /// failed though no case did.
+    /// The cases read from its output, and one more, how it ended, if they do not tell all: there are none, it was killed, or it
+    /// failed though no case did. What the spread library complains about are failed cases.
     pub fn cases_or_exit(&self, mut cases: Vec<Case>) -> Vec<Case> {
         let failed = cases.iter().any(|c| c.verdict == Verdict::Fail);
         let verdict = match self.code() {
@@ -158,8 +159,18 @@ impl Finished {
         };
         let killed = self.code().is_none();
         if cases.is_empty() || killed || (verdict == Verdict::Fail && !failed) {
-            cases.push(Case::new(EXIT_STATUS, verdict));
+            // One end does not excuse another.
+            let name = match self.status.map(|s| s.signal()) {
+                None => "time limit".to_owned(),
+                Some(Some(signal)) => format!("signal {signal}"),
+                Some(None) => "exit status".to_owned(),
+            };
+            cases.push(Case::new(name, verdict));
         }
+        let said = self.output.lines().filter_map(|l| l.split_once(SPREAD));
+        let complaints: BTreeSet<&str> = said.map(|(_, complaint)| complaint).collect();
+        let complaints = complaints.into_iter();
+        cases.extend(complaints.map(|c| Case::new(format!("{SPREAD}{c}"), Verdict::Fail)));
         cases
     }
 
@@ -176,19 +187,24 @@ impl Finished {
     }
 }
 
-/// The case that [`Finished::cases_or_exit`] adds.
-pub const EXIT_STATUS: &str = "exit status";
+/// What each complaint of the spread library begins with.
+const SPREAD: &str = "asyncfork-spread: ";
 
 /// What kernel selftests exit with if they could not be run.
 const KSFT_SKIP: i32 = 4;
 
+/// Processes that are still there long after SIGKILL.
+#[derive(Debug, thiserror::Error)]
+#[error("processes that cannot be killed: {0:?}")]
+pub struct Unkillable(pub Vec<i32>);
+
 /// Kills and reaps all children until there are no more. Children of the killed become ours.
-fn kill_children() {
+fn kill_children() -> Result<(), Unkillable> {
     let start = Instant::now();
     loop {
         let children = children();
         if children.is_empty() {
-            return;
+            return Ok(());
         }
         for &pid in &children {
             // SAFETY: a child of this process, which nobody else reaps; plain numbers.
@@ -198,9 +214,8 @@ fn kill_children() {
             }
         }
         if start.elapsed() > KILL_PATIENCE {
-            println!("  cannot be killed: {children:?}");
             children.iter().for_each(|&pid| describe(pid));
-            return;
+            return Err(Unkillable(children));
         }
         std::thread::sleep(Duration::from_millis(5));
     }
@@ -288,6 +303,25 @@ mod tests {
         assert_eq!(verdicts(Some(1 << 8), &[Pass]), [Pass, Fail]);
         assert_eq!(verdicts(Some(11), &[Pass, Fail]), [Pass, Fail, Fail]);
         assert_eq!(verdicts(None, &[Pass]), [Pass, Fail]);
+    }
+
+    #[test]
+    fn each_way_to_end_is_a_case_of_its_own() {
+        let end = |raw| finished(raw).cases_or_exit(vec![])[0].name.clone();
+        assert_eq!(end(Some(1 << 8)), "exit status");
+        assert_eq!(end(Some(11)), "signal 11");
+        assert_eq!(end(None), "time limit");
+    }
+
+    #[test]
+    fn complaints_of_the_spread_library_are_failed_cases() {
+        let mut finished = finished(Some(0));
+        finished.output = "ok\nhalf a lineasyncfork-spread: bad\nasyncfork-spread: bad\n".into();
+        let cases = finished.cases_or_exit(vec![Case::new("x", Verdict::Pass)]);
+        assert_eq!(
+            cases[1..],
+            [Case::new("asyncfork-spread: bad", Verdict::Fail)]
+        );
     }
 
     #[test]

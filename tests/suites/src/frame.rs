@@ -7,19 +7,20 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
-use anyhow::{bail, ensure, Context, Result};
-use asyncfork_watch::{adopt_orphans, mark_kernel_log, Census, StrayTables};
+use anyhow::{ensure, Context, Result};
+use asyncfork_uapi::Stats;
+use asyncfork_watch::{adopt_orphans, bad_taint, mark_kernel_log, Census, StrayTables};
 
 use crate::compare::{Counts, Runs};
-use crate::env::Env;
+use crate::env::{Env, Unkillable};
 use crate::module::{reasons, Forks, Module};
-use crate::results::{self, Outcome, Record};
-use crate::suite::{Fork, Program, Suite};
+use crate::results::{self, Line, Outcome, Record};
+use crate::suite::{Case, Fork, Program, Suite};
 
 const SCRATCH: &str = "/run/asyncfork-suites";
 /// How often a program is run again, each way, if the first time does not tell.
 const REPEATS: usize = 3;
-/// How many more stock runs may show that a difference is none.
+/// The same, if armed runs look worse than stock ones: what fails now and then may have failed in armed runs only.
 const DOUBTS: usize = 8;
 /// How much slower everything is on a kernel that checks each access.
 const CHECKED: u32 = 8;
@@ -27,6 +28,8 @@ const CHECKED: u32 = 8;
 /// What to run and where.
 pub struct Options {
     pub series: String,
+    /// What the host calls this boot.
+    pub boot: String,
     pub module: PathBuf,
     pub module_parameters: Vec<String>,
     pub shim: PathBuf,
@@ -75,9 +78,8 @@ pub fn run(suite: &dyn Suite, options: &Options) -> Result<Summary> {
     parameters.extend(options.module_parameters.iter().cloned());
     let mut frame = Frame {
         suite,
-        file: env
-            .results
-            .join(format!("{}-{}.jsonl", env.series, suite.name())),
+        boot: options.boot.clone(),
+        file: results::file(&env.results, &env.series, suite.name()),
         log: env
             .results
             .join(format!("{}-{}.log", env.series, suite.name())),
@@ -87,6 +89,7 @@ pub fn run(suite: &dyn Suite, options: &Options) -> Result<Summary> {
         summary: Summary::default(),
     };
     fs::write(&frame.log, "")?;
+    frame.begin(results::LEAKS)?;
     for program in &programs {
         frame.program(program)?;
     }
@@ -126,6 +129,7 @@ fn set_up(options: &Options) -> Result<Env> {
 struct Frame<'a> {
     suite: &'a dyn Suite,
     env: Env,
+    boot: String,
     /// Records.
     file: PathBuf,
     /// What the programs said.
@@ -137,41 +141,28 @@ struct Frame<'a> {
 
 impl Frame<'_> {
     fn program(&mut self, program: &Program) -> Result<()> {
-        mark_kernel_log(&program.name)?;
         let start = Instant::now();
         let mut tried = Tried::default();
+        if let Some(why) = program.missing {
+            return self.record(&program.name, Outcome::NotRun, why.into(), &tried, start);
+        }
+        self.begin(&program.name)?;
+        mark_kernel_log(&program.name)?;
         let (outcome, note) = match self.try_out(program, &mut tried) {
-            Err(error) => (Outcome::Broken, format!("{error:#}")),
-            Ok(()) => tried.judge(),
+            Err(error) if tried.complaints.is_empty() => (Outcome::Broken, format!("{error:#}")),
+            _ => tried.judge(),
         };
-        let notes = [program.note.as_str(), note.as_str()];
+        let notes = [note.as_str(), program.note.as_str()];
         let notes: Vec<&str> = notes.into_iter().filter(|n| !n.is_empty()).collect();
         self.record(&program.name, outcome, notes.join("; "), &tried, start)
     }
 
-    /// One run each way, and more if they differ or nothing was parked: a program may be over before the added thread has forked.
+    /// One run each way, and more as long as they tell too little.
     fn try_out(&mut self, program: &Program, tried: &mut Tried) -> Result<()> {
         let before = self.module.quiet_stats()?;
-        for round in 0..=REPEATS {
-            if round > 0 && tried.runs.differences().is_empty() && tried.forks.parked > 0 {
-                break;
-            }
+        while tried.is_open() {
             self.run_stock(program, tried)?;
-            tried.runs.add(Fork::Armed, self.run(program, Fork::Armed)?);
-            let after = self.module.quiet_stats()?;
-            tried.forks = Forks::between(&before, &after);
-            tried.stock_forks = reasons(&before, &after);
-            if after.switched_off != 0 {
-                self.module.reload()?;
-                bail!("the module found an inconsistency and switched itself off");
-            }
-        }
-        // What fails now and then may have failed in armed runs only.
-        for _ in 0..DOUBTS {
-            if !tried.has_defect() {
-                break;
-            }
-            self.run_stock(program, tried)?;
+            self.run_armed(program, &before, tried)?;
         }
         Ok(())
     }
@@ -182,7 +173,27 @@ impl Frame<'_> {
         Ok(self.baseline.forgive(tables)?)
     }
 
-    fn run(&self, program: &Program, fork: Fork) -> Result<Vec<crate::suite::Case>> {
+    fn run_armed(&self, program: &Program, before: &Stats, tried: &mut Tried) -> Result<()> {
+        let taint = tainted()?;
+        let ran = self.run(program, Fork::Armed);
+        let stats = self.module.quiet_stats();
+        tried.complaints.extend(bad_taint(tainted()? & !taint));
+        match stats {
+            Err(error) => tried.complaints.push(format!("{error:#}")),
+            Ok(after) => {
+                tried.forks = Forks::between(before, &after);
+                tried.stock_forks = reasons(before, &after);
+                if after.switched_off != 0 {
+                    let why = "the module found an inconsistency and switched itself off";
+                    tried.complaints.push(why.into());
+                    self.module.reload()?;
+                }
+            }
+        }
+        tried.add_armed(ran)
+    }
+
+    fn run(&self, program: &Program, fork: Fork) -> Result<Vec<Case>> {
         // Line by line, hundreds of cases would take minutes over 9p on a debug kernel.
         let log = OpenOptions::new().append(true).open(&self.log)?;
         let mut log = BufWriter::new(log);
@@ -211,12 +222,46 @@ impl Frame<'_> {
         let (now, growth) = self.baseline.settle()?;
         problems.extend(growth);
         let (outcome, note) = if problems.is_empty() {
-            let text = format!("page tables {} KiB", now.page_tables());
+            let mut text = now.summary();
+            let forgiven = self.baseline.forgiven();
+            if forgiven > 0 {
+                text += &format!("; runs with stock forks left page tables of {forgiven} KiB");
+            }
             (Outcome::Passed, text)
         } else {
             (Outcome::Defect, problems.join("; "))
         };
         self.record(results::LEAKS, outcome, note, &Tried::default(), start)
+    }
+
+    /// Files that a program begins: should the guest die of it, there is no other record.
+    fn begin(&self, program: &str) -> Result<()> {
+        self.file(&self.describe(program, Outcome::Begun, String::new(), &Tried::default()))
+    }
+
+    fn file(&self, record: &Record) -> Result<()> {
+        results::append(&self.file, &Line::Program(Box::new(record.clone())))
+    }
+
+    fn describe(&self, program: &str, outcome: Outcome, note: String, tried: &Tried) -> Record {
+        Record {
+            series: self.env.series.clone(),
+            release: self.env.release.clone(),
+            boot: self.boot.clone(),
+            module: self.module.version().to_owned(),
+            date: results::now(),
+            suite: self.suite.name().to_owned(),
+            program: program.to_owned(),
+            outcome,
+            stock: tried.runs.first(Fork::Stock),
+            armed: tried.runs.first(Fork::Armed),
+            runs: tried.runs.count(),
+            forks: tried.forks,
+            stock_forks: tried.stock_forks.clone(),
+            differences: tried.runs.differences(),
+            note,
+            seconds: 0.0,
+        }
     }
 
     /// Files and prints a result.
@@ -228,22 +273,8 @@ impl Frame<'_> {
         tried: &Tried,
         start: Instant,
     ) -> Result<()> {
-        let record = Record {
-            series: self.env.series.clone(),
-            release: self.env.release.clone(),
-            date: results::today(),
-            suite: self.suite.name().to_owned(),
-            program: program.to_owned(),
-            outcome,
-            stock: tried.runs.first(Fork::Stock),
-            armed: tried.runs.first(Fork::Armed),
-            runs: tried.runs.count(),
-            forks: tried.forks,
-            stock_forks: tried.stock_forks.clone(),
-            differences: tried.runs.differences(),
-            note,
-            seconds: start.elapsed().as_secs_f32(),
-        };
+        let mut record = self.describe(program, outcome, note, tried);
+        record.seconds = start.elapsed().as_secs_f32();
         let counts = |c: &Counts| format!("{}/{}/{}", c.pass, c.fail, c.skip);
         println!(
             "{} {}: stock {}, armed {}, {} runs, {} async forks, {} chunks parked, {:.0} s{}{}",
@@ -270,11 +301,18 @@ impl Frame<'_> {
         std::io::stdout().flush()?;
         match record.outcome {
             Outcome::Passed => self.summary.passed += 1,
-            Outcome::NotRun => self.summary.skipped += 1,
+            Outcome::NotRun | Outcome::Begun => self.summary.skipped += 1,
             Outcome::Defect | Outcome::Broken => self.summary.failed += 1,
         }
-        results::append(&self.file, &record)
+        self.file(&record)
     }
+}
+
+/// The kernel's taint flags.
+fn tainted() -> Result<u64> {
+    let path = "/proc/sys/kernel/tainted";
+    let flags = fs::read_to_string(path).context(path)?;
+    flags.trim().parse().context(path)
 }
 
 /// All runs of a program.
@@ -285,16 +323,51 @@ struct Tried {
     forks: Forks,
     /// Why some of them were stock forks all the same.
     stock_forks: String,
+    /// What was wrong with the kernel or the module after an armed run.
+    complaints: Vec<String>,
 }
 
 impl Tried {
+    /// Whether another run each way could tell more. With nothing parked it could, too: a program may be over before the added thread has forked.
+    fn is_open(&self) -> bool {
+        let reruns = match self.runs.count() {
+            _ if !self.complaints.is_empty() => return false,
+            0 => return true,
+            runs => runs - 1,
+        };
+        let tells_little = self.forks.parked == 0 || !self.runs.differences().is_empty();
+        reruns < REPEATS && tells_little || reruns < DOUBTS && self.has_defect()
+    }
+
+    /// The cases of an armed run; or what cannot be killed after it, which is a defect.
+    fn add_armed(&mut self, ran: Result<Vec<Case>>) -> Result<()> {
+        match ran {
+            Ok(cases) => self.runs.add(Fork::Armed, cases),
+            Err(error) if error.is::<Unkillable>() => self.complaints.push(format!("{error:#}")),
+            Err(error) => return Err(error),
+        }
+        Ok(())
+    }
+
     fn has_defect(&self) -> bool {
         self.runs.differences().iter().any(|d| d.defect)
     }
 
     fn judge(&self) -> (Outcome, String) {
-        if self.has_defect() {
-            return (Outcome::Defect, String::new());
+        let mut complaints = self.complaints.clone();
+        let Forks { merged, killed, .. } = self.forks;
+        if merged > 0 {
+            complaints.push(format!(
+                "{merged} slots of parked chunks were filled past the hooks"
+            ));
+        }
+        if killed > 0 {
+            complaints.push(format!(
+                "{killed} children were killed, as their memory could not be copied"
+            ));
+        }
+        if !complaints.is_empty() || self.has_defect() {
+            return (Outcome::Defect, complaints.join("; "));
         }
         if self.forks.parked == 0 {
             let why = match self.stock_forks.as_str() {
@@ -332,6 +405,74 @@ mod tests {
             .runs
             .add(Fork::Armed, vec![Case::new("a", Verdict::Fail)]);
         assert_eq!(tried.judge().0, Outcome::Defect);
+    }
+
+    /// Runs that differ until one more round of each would be that many.
+    fn rounds(stock: Verdict, armed: Verdict, parked: u64) -> usize {
+        let mut tried = Tried::default();
+        tried.forks.parked = parked;
+        while tried.is_open() {
+            tried.runs.add(Fork::Stock, vec![Case::new("a", stock)]);
+            tried.runs.add(Fork::Armed, vec![Case::new("a", armed)]);
+        }
+        tried.runs.count()
+    }
+
+    #[test]
+    fn what_tells_too_little_is_run_again_but_not_for_ever() {
+        use Verdict::{Fail, Pass};
+        assert_eq!(rounds(Pass, Pass, 1), 1);
+        assert_eq!(rounds(Pass, Pass, 0), 1 + REPEATS);
+        assert_eq!(rounds(Pass, Fail, 1), 1 + DOUBTS);
+        assert_eq!(rounds(Pass, Fail, 0), 1 + DOUBTS);
+    }
+
+    #[test]
+    fn one_bad_stock_run_does_not_end_the_reruns_early() {
+        use Verdict::{Fail, Pass};
+        let mut tried = Tried::default();
+        tried.forks.parked = 1;
+        for (stock, armed) in [(Pass, Fail), (Fail, Pass), (Pass, Pass)] {
+            tried.runs.add(Fork::Stock, vec![Case::new("a", stock)]);
+            tried.runs.add(Fork::Armed, vec![Case::new("a", armed)]);
+            assert!(!tried.has_defect() || tried.runs.count() == 1);
+            assert!(tried.is_open());
+        }
+    }
+
+    #[test]
+    fn what_the_module_or_the_kernel_complains_about_is_a_defect() {
+        let passed = || {
+            let mut tried = Tried::default();
+            let pass = || vec![Case::new("a", Verdict::Pass)];
+            tried.runs.add(Fork::Stock, pass());
+            tried.runs.add(Fork::Armed, pass());
+            tried.forks.parked = 1;
+            tried
+        };
+        assert_eq!(passed().judge().0, Outcome::Passed);
+        let mut merged = passed();
+        merged.forks.merged = 2;
+        let note = "2 slots of parked chunks were filled past the hooks".to_owned();
+        assert_eq!(merged.judge(), (Outcome::Defect, note));
+        let mut killed = passed();
+        killed.forks.killed = 1;
+        assert_eq!(killed.judge().0, Outcome::Defect);
+        let mut tainted = passed();
+        tainted.complaints.extend(bad_taint(1 << 9));
+        assert_eq!(tainted.judge().0, Outcome::Defect);
+        assert!(!tainted.is_open());
+    }
+
+    #[test]
+    fn processes_that_cannot_be_killed_after_an_armed_run_are_a_defect() {
+        let mut tried = Tried::default();
+        let unkillable: Result<Vec<Case>> = Err(Unkillable(vec![7]).into());
+        tried.add_armed(unkillable.context("Armed")).unwrap();
+        let note = "Armed: processes that cannot be killed: [7]".to_owned();
+        assert_eq!(tried.judge(), (Outcome::Defect, note));
+        let other = Err(anyhow::anyhow!("cannot start"));
+        assert!(Tried::default().add_armed(other).is_err());
     }
 
     #[test]

@@ -125,14 +125,14 @@ impl Suite for Kselftests {
         let mut programs = Vec::new();
         for how in PROGRAMS {
             let file = how.file();
-            let Some(place) = dirs.iter().position(|d| d.join(file).exists()) else {
-                continue;
-            };
-            // 9p, see Env::scratch.
-            env.local(&dirs[place].join(file))?;
+            let place = dirs.iter().position(|d| d.join(file).exists());
             let mut notes = Vec::new();
-            if place > 0 {
-                notes.push(format!("of Linux {NEWER}"));
+            if let Some(place) = place {
+                // 9p, see Env::scratch.
+                env.local(&dirs[place].join(file))?;
+                if place > 0 {
+                    notes.push(format!("of Linux {NEWER}"));
+                }
             }
             if let Added(ms) = how.spread {
                 notes.push(format!("forks added, {ms} ms between them"));
@@ -141,6 +141,7 @@ impl Suite for Kselftests {
                 name: how.program.to_owned(),
                 note: notes.join(", "),
                 limit: Duration::from_secs(how.seconds) * SLOW,
+                missing: place.is_none().then_some("not built"),
             });
         }
         Ok(programs)
@@ -227,19 +228,19 @@ fn parse(output: &str) -> Vec<Case> {
         }
     }
     cases.extend(running);
-    // Those of 7.2 tell it twice, and "ok" without a word on which.
+    // Those of 7.2 tell it twice, and "ok" without a word on what.
     cases.retain(|c| !c.name.is_empty());
     cases
 }
 
-/// `ok 1 name`, `not ok 2 - name # reason`, `ok 3 # SKIP name`, `ok 4 name # SKIP reason`.
+/// `ok 1 name`, `not ok 2 - name # reason`, `ok 3 # SKIP name`, `ok 4 name # SKIP reason`. What fails without a name is called by its number.
 fn tap(line: &str) -> Option<Case> {
     let (passed, rest) = match (line.strip_prefix("ok "), line.strip_prefix("not ok ")) {
         (Some(rest), _) => (true, rest),
         (_, Some(rest)) => (false, rest),
         _ => return None,
     };
-    let (number, rest) = rest.split_once(' ')?;
+    let (number, rest) = rest.split_once(' ').unwrap_or((rest, ""));
     number.parse::<u32>().ok()?;
     let rest = rest.trim().trim_start_matches("- ");
     let (name, directive) = match rest.split_once('#') {
@@ -255,7 +256,11 @@ fn tap(line: &str) -> Option<Case> {
         (_, true) => Verdict::Pass,
         (_, false) => Verdict::Fail,
     };
-    Some(Case::new(stable(name), verdict))
+    let mut name = stable(name);
+    if name.is_empty() && verdict == Verdict::Fail {
+        name = format!("test {number}");
+    }
+    Some(Case::new(name, verdict))
 }
 
 /// `Testing minor on hugetlb... done`
@@ -329,6 +334,14 @@ mod tests {
                 ("guard_regions.anon.basic", Skip),
                 ("known", Pass),
             ],
+        );
+    }
+
+    #[test]
+    fn a_failure_without_a_name_is_not_lost() {
+        expect(
+            "not ok 5\nok 6\nnot ok 7 # exit=1\nok 8 \nnot ok\n",
+            &[("test 5", Fail), ("test 7", Fail)],
         );
     }
 

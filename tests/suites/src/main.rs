@@ -8,8 +8,10 @@ mod frame;
 mod ksft;
 mod module;
 mod results;
+mod rows;
 mod stress;
 mod suite;
+mod table;
 mod tcl;
 
 use std::path::PathBuf;
@@ -18,6 +20,7 @@ use std::process::ExitCode;
 use anyhow::{ensure, Context, Result};
 use clap::{Args, Parser, Subcommand};
 
+use results::Line;
 use suite::Suite;
 
 #[derive(Parser)]
@@ -34,6 +37,8 @@ struct Cli {
 enum Command {
     /// Run a suite; in the guest
     Run(RunArgs),
+    /// Record how the boot of a run ended; on the host
+    Ended(EndedArgs),
     /// Print the Markdown table of all results; anywhere
     Table {
         /// Directory with the results
@@ -50,6 +55,9 @@ struct RunArgs {
     /// What the results are filed under
     #[arg(long, value_name = "SERIES")]
     series: String,
+    /// What the host calls this boot
+    #[arg(long, value_name = "ID")]
+    boot: String,
     /// asyncfork.ko
     #[arg(long, value_name = "KO")]
     module: PathBuf,
@@ -69,11 +77,31 @@ struct RunArgs {
     programs: Vec<String>,
 }
 
+#[derive(Args)]
+struct EndedArgs {
+    /// As given to run
+    #[arg(long, value_name = "NAME")]
+    suite: String,
+    /// As given to run
+    #[arg(long, value_name = "SERIES")]
+    series: String,
+    /// As given to run
+    #[arg(long, value_name = "ID")]
+    boot: String,
+    /// Exit status of scripts/vm
+    #[arg(long, value_name = "N")]
+    status: u8,
+    /// Directory with the results
+    #[arg(long, value_name = "DIR")]
+    results: PathBuf,
+}
+
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Run(args) => run(args),
-        Command::Table { results } => results::read(&results).map(|records| {
-            print!("{}", results::table(&records));
+        Command::Ended(args) => ended(args).map(|()| true),
+        Command::Table { results } => results::read(&results).map(|lines| {
+            print!("{}", table::table(&rows::rows(lines)));
             true
         }),
     };
@@ -112,6 +140,7 @@ fn run(args: RunArgs) -> Result<bool> {
     let suite = suite_by_name(&args.suite)?;
     let options = frame::Options {
         series: args.series,
+        boot: args.boot,
         module: args.module,
         module_parameters: args.module_parameter,
         shim: args.shim,
@@ -126,6 +155,17 @@ fn run(args: RunArgs) -> Result<bool> {
     );
     // A run in which nothing passed has shown nothing.
     Ok(summary.failed == 0 && summary.passed > 0)
+}
+
+fn ended(args: EndedArgs) -> Result<()> {
+    let file = results::file(&args.results, &args.series, &args.suite);
+    let ended = results::Ended {
+        series: args.series,
+        suite: args.suite,
+        boot: args.boot,
+        status: args.status,
+    };
+    results::append(&file, &Line::Ended(ended))
 }
 
 #[cfg(test)]

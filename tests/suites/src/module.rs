@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel module under test.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread::sleep;
@@ -9,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 use asyncfork_uapi::{Device, Reason, Stats};
 
+const SRCVERSION: &str = "/sys/module/asyncfork/srcversion";
 /// How long the last references are waited for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -17,6 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Module {
     ko: PathBuf,
     parameters: Vec<String>,
+    version: String,
 }
 
 impl Module {
@@ -25,12 +28,20 @@ impl Module {
     /// # Errors
     /// The kernel refuses it.
     pub fn load(ko: &Path, parameters: &[String]) -> Result<Self> {
-        let module = Self {
+        let mut module = Self {
             ko: ko.to_owned(),
             parameters: parameters.to_vec(),
+            version: String::new(),
         };
         module.insert()?;
+        let version = fs::read_to_string(SRCVERSION).context(SRCVERSION)?;
+        version.trim().clone_into(&mut module.version);
         Ok(module)
+    }
+
+    /// A checksum of its sources.
+    pub fn version(&self) -> &str {
+        &self.version
     }
 
     fn insert(&self) -> Result<()> {
@@ -105,15 +116,20 @@ impl Module {
 pub struct Forks {
     pub r#async: u64,
     pub stock: u64,
+    /// The fork itself failed.
+    pub failed: u64,
     pub parked: u64,
     pub by_child: u64,
     pub by_parent: u64,
     pub by_helper: u64,
     pub by_other: u64,
-    /// Given back uncopied, as the child was dead already.
+    /// Given back uncopied, as the child was dead already or the fork itself had failed.
     pub reattached: u64,
+    /// Forks of which chunks were given back.
     pub aborted: u64,
+    /// Children that the module killed, as their memory could not be copied.
     pub killed: u64,
+    /// Slots of parked chunks that something had filled.
     pub merged: u64,
 }
 
@@ -122,6 +138,7 @@ impl Forks {
         Self {
             r#async: after.r#async - before.r#async,
             stock: after.stock - before.stock,
+            failed: after.failed - before.failed,
             parked: after.parked - before.parked,
             by_child: after.by_child - before.by_child,
             by_parent: after.by_parent - before.by_parent,

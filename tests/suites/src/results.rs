@@ -1,11 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The records of runs, and the table made from them.
+//! The results files: what the guest writes of each program, and the host of each boot.
 
-use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result};
@@ -18,19 +16,22 @@ use crate::module::Forks;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Outcome {
+    /// Nothing yet: the last word on a program in whose run the guest died.
+    Begun,
     /// Every case as under stock forks, and memory was parked.
     Passed,
-    /// A case that ends so under async forks only, or the module complained.
+    /// A case that ends so under async forks only, or the module or the kernel complained.
     Defect,
     /// The framework could not run it.
     Broken,
-    /// Nothing was parked, or nothing passes under stock forks.
+    /// Nothing was parked, nothing passes under stock forks, or it is not there.
     NotRun,
 }
 
 impl Outcome {
     pub fn word(self) -> &'static str {
         match self {
+            Self::Begun => "begun",
             Self::Passed => "passed",
             Self::Defect => "DEFECT",
             Self::Broken => "BROKEN",
@@ -39,13 +40,17 @@ impl Outcome {
     }
 }
 
-/// A line of a results file: a program, or what is left after all programs of a suite.
+/// A program, or what is left after all programs of a suite.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Record {
     /// The order of the table.
     pub series: String,
     pub release: String,
-    /// Day of the run, UTC.
+    /// Which boot it was, as the host calls it.
+    pub boot: String,
+    /// Which module was loaded, see [`crate::module::Module::version`].
+    pub module: String,
+    /// Minute of the record, UTC.
     pub date: String,
     pub suite: String,
     pub program: String,
@@ -58,37 +63,60 @@ pub struct Record {
     /// Of all armed runs.
     pub forks: Forks,
     /// Why some of them were stock forks all the same.
-    #[serde(default)]
     pub stock_forks: String,
     pub differences: Vec<Difference>,
     pub note: String,
     pub seconds: f32,
 }
 
-/// The program of the record that says whether the kernel's memory was back to where it began, and the module could be unloaded.
+/// The program of the records that say whether the kernel's memory was back to where it began, and the module could be unloaded. It begins
+/// before all programs, and ends after them.
 pub const LEAKS: &str = "(leaks)";
 
-/// Appends a record.
+/// The end of a boot, of which the guest cannot know: the host has looked at the kernel's log.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Ended {
+    pub series: String,
+    pub suite: String,
+    pub boot: String,
+    /// Exit status of `scripts/vm`.
+    pub status: u8,
+}
+
+/// A line of a results file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Line {
+    Program(Box<Record>),
+    Ended(Ended),
+}
+
+/// The results file of a suite on a kernel.
+pub fn file(dir: &Path, series: &str, suite: &str) -> PathBuf {
+    dir.join(format!("{series}-{suite}.jsonl"))
+}
+
+/// Appends a line.
 ///
 /// # Errors
 /// The file cannot be written.
-pub fn append(path: &Path, record: &Record) -> Result<()> {
+pub fn append(path: &Path, line: &Line) -> Result<()> {
     let mut file = OpenOptions::new()
         .create(true)
         .append(true)
         .open(path)
         .with_context(|| format!("cannot write {}", path.display()))?;
-    let mut line = serde_json::to_string(record)?;
-    line.push('\n');
-    file.write_all(line.as_bytes())?;
+    let mut text = serde_json::to_string(line)?;
+    text.push('\n');
+    file.write_all(text.as_bytes())?;
     Ok(())
 }
 
-/// The last record of each program in all results files of a directory.
+/// All lines of all results files of a directory, each file's in the order written.
 ///
 /// # Errors
-/// A file that cannot be read.
-pub fn read(dir: &Path) -> Result<Vec<Record>> {
+/// A file that cannot be read, such as one from before lines had a `kind`.
+pub fn read(dir: &Path) -> Result<Vec<Line>> {
     let mut files: Vec<_> = fs::read_dir(dir)
         .with_context(|| format!("no results in {}: run scripts/suites", dir.display()))?
         .flatten()
@@ -96,139 +124,34 @@ pub fn read(dir: &Path) -> Result<Vec<Record>> {
         .filter(|path| path.extension().is_some_and(|e| e == "jsonl"))
         .collect();
     files.sort();
-    let mut last: Vec<Record> = Vec::new();
+    let mut lines = Vec::new();
     for path in files {
         let text = fs::read_to_string(&path)?;
-        for line in text.lines() {
-            let record: Record = serde_json::from_str(line)
-                .with_context(|| format!("{}: {line}", path.display()))?;
-            let same = |r: &Record| {
-                (&r.series, &r.suite, &r.program)
-                    == (&record.series, &record.suite, &record.program)
-            };
-            match last.iter_mut().find(|r| same(r)) {
-                Some(older) => *older = record,
-                None => last.push(record),
-            }
+        for (n, line) in text.lines().enumerate() {
+            lines.push(serde_json::from_str(line).with_context(|| {
+                let path = path.display();
+                format!(
+                    "{path}:{}: no result of this version: move the file away",
+                    n + 1
+                )
+            })?);
         }
     }
-    Ok(last)
+    Ok(lines)
 }
 
-const HEAD: &str = "\
-# Suites that nobody here wrote
-
-Each program ran with the kernel's own forks and with every fork armed (`ASYNCFORK_MIN_RSS=0`, `park_partial=1`), in a VM with the stock
-Debian kernel; each case has to end the same. Made from the results of `scripts/suites` by `asyncfork-suites table`.
-
-Cases: passed / failed / skipped. Async: forks of the armed runs that parked memory, of all that were armed. Chunks: parked pieces of 2 MiB,
-and by whom they were pulled; the rest was given back because the child had died. \"Not run\": nothing was parked, or nothing passes
-with stock forks, so the run shows nothing.
-";
-
-/// The Markdown file.
-pub fn table(records: &[Record]) -> String {
-    let mut out = HEAD.to_owned();
-    let mut groups: BTreeMap<(Vec<u32>, &str, &str), Vec<&Record>> = BTreeMap::new();
-    for record in records {
-        groups
-            .entry((series_key(&record.series), &record.series, &record.suite))
-            .or_default()
-            .push(record);
-    }
-    for ((_, series, suite), mut group) in groups {
-        group.sort_by_key(|r| r.program == LEAKS);
-        let newest = group.iter().max_by_key(|r| &r.date).expect("not empty");
-        let is = |r: &&&Record, o: Outcome| r.program != LEAKS && r.outcome == o;
-        let count = |o: Outcome| group.iter().filter(|r| is(r, o)).count();
-        let sum = |f: fn(&Forks) -> u64| group.iter().map(|r| f(&r.forks)).sum::<u64>();
-        let _ = write!(
-            out,
-            "\n## {suite} on {series}\n\n\
-             {}, {}: {} passed, {} failed, {} not run; {} async forks, {} chunks parked.\n\n\
-             | program | stock | armed | async | chunks | by child, parent, others | verdict |\n\
-             |---|---|---|---|---|---|---|\n",
-            newest.release,
-            newest.date,
-            count(Outcome::Passed),
-            count(Outcome::Defect) + count(Outcome::Broken),
-            count(Outcome::NotRun),
-            sum(|f| f.r#async),
-            sum(|f| f.parked),
-        );
-        for record in group {
-            let _ = writeln!(out, "{}", row(record));
-        }
-    }
-    out
-}
-
-fn row(r: &Record) -> String {
-    let counts = |c: &Counts| format!("{} / {} / {}", c.pass, c.fail, c.skip);
-    let f = &r.forks;
-    let mut verdict = r.outcome.word().to_owned();
-    let mut remarks = Vec::new();
-    if f.aborted + f.killed > 0 {
-        remarks.push(format!("{} aborted, {} killed", f.aborted, f.killed));
-    }
-    let tell = |d: &Difference| {
-        format!(
-            "{}: stock {}, armed {}",
-            d.case,
-            d.stock.join(" "),
-            d.armed.join(" ")
-        )
-    };
-    remarks.extend(r.differences.iter().filter(|d| d.defect).map(tell));
-    // The rest is in the results file.
-    let mut flaky = r.differences.iter().filter(|d| !d.defect);
-    if let Some(first) = flaky.next() {
-        let more = match flaky.count() {
-            0 => String::new(),
-            n => format!(" (and {n} more)"),
-        };
-        remarks.push(format!("flaky: {}{more}", tell(first)));
-    }
-    if !r.note.is_empty() {
-        remarks.push(r.note.clone());
-    }
-    if !remarks.is_empty() {
-        let _ = write!(verdict, ": {}", remarks.join("; "));
-    }
-    if r.program == LEAKS {
-        return format!("| {LEAKS} | | | | | | {verdict} |");
-    }
-    let stock = match r.stock_forks.as_str() {
-        "" => String::new(),
-        why => format!(" ({why})"),
-    };
-    format!(
-        "| {} | {} | {} | {} of {}{stock} | {} | {}, {}, {} | {} |",
-        r.program,
-        counts(&r.stock),
-        counts(&r.armed),
-        f.r#async,
-        f.r#async + f.stock,
-        f.parked,
-        f.by_child,
-        f.by_parent,
-        f.by_helper + f.by_other,
-        verdict.replace('|', "\\|").replace('\n', " ")
-    )
-}
-
-/// 6.2 comes before 6.12, names last.
-fn series_key(series: &str) -> Vec<u32> {
-    let numbers = series.split('.').map(|n| n.parse().unwrap_or(u32::MAX));
-    numbers.collect()
-}
-
-/// Today's date, UTC.
-pub fn today() -> String {
+/// The minute, UTC.
+pub fn now() -> String {
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_secs());
-    date(seconds / 86400)
+    minute(seconds)
+}
+
+/// A second of the Unix era as YYYY-MM-DD HH:MM.
+fn minute(seconds: u64) -> String {
+    let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{} {hour:02}:{minute:02}", date(seconds / 86400))
 }
 
 /// A day of the Unix era as YYYY-MM-DD.
@@ -252,24 +175,24 @@ fn date(mut day: u64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn record(series: &str, program: &str, parked: u64) -> Record {
+    /// A program that passed.
+    pub(crate) fn record(series: &str, program: &str) -> Record {
         Record {
             series: series.into(),
             release: format!("{series}.1"),
-            date: "2026-11-21".into(),
+            boot: "1".into(),
+            module: "M".into(),
+            date: "2026-11-21 10:00".into(),
             suite: "kselftests".into(),
             program: program.into(),
             outcome: Outcome::Passed,
             stock: Counts::default(),
             armed: Counts::default(),
             runs: 1,
-            forks: Forks {
-                parked,
-                ..Forks::default()
-            },
+            forks: Forks::default(),
             differences: vec![],
             stock_forks: String::new(),
             note: String::new(),
@@ -277,56 +200,39 @@ mod tests {
         }
     }
 
-    #[test]
-    fn the_last_run_of_a_program_counts() {
-        let dir = std::env::temp_dir().join(format!("asyncfork-results-{}", std::process::id()));
+    fn scratch(name: &str) -> PathBuf {
+        let name = format!("asyncfork-results-{}-{name}", std::process::id());
+        let dir = std::env::temp_dir().join(name);
         fs::create_dir_all(&dir).unwrap();
-        let path = dir.join("a.jsonl");
-        for record in [
-            record("6.12", "cow", 1),
-            record("6.1", "cow", 2),
-            record("6.12", "cow", 3),
-        ] {
-            append(&path, &record).unwrap();
-        }
-        let records = read(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn lines_are_read_as_they_were_written() {
+        let dir = scratch("lines");
+        let program = Line::Program(Box::new(record("6.12", "cow")));
+        let ended = Line::Ended(Ended {
+            series: "6.12".into(),
+            suite: "kselftests".into(),
+            boot: "1".into(),
+            status: 123,
+        });
+        let path = file(&dir, "6.12", "kselftests");
+        append(&path, &program).unwrap();
+        append(&path, &ended).unwrap();
+        assert_eq!(read(&dir).unwrap(), [program, ended]);
         fs::remove_dir_all(&dir).unwrap();
-        let parked: Vec<_> = records.iter().map(|r| r.forks.parked).collect();
-        assert_eq!(parked, [3, 2]);
     }
 
     #[test]
-    fn kernels_are_in_the_order_of_their_versions() {
-        let table = table(&[
-            record("debug", "a", 1),
-            record("7.2", "a", 1),
-            record("6.12", "a", 1),
-            record("6.1", "a", 1),
-        ]);
-        let heads: Vec<&str> = table.lines().filter(|l| l.starts_with("## ")).collect();
-        let series: Vec<&str> = heads
-            .iter()
-            .filter_map(|h| h.split(" on ").nth(1))
-            .collect();
-        assert_eq!(series, ["6.1", "6.12", "7.2", "debug"]);
-    }
-
-    #[test]
-    fn a_row_tells_the_difference() {
-        let mut r = record("6.12", "cow", 7);
-        r.outcome = Outcome::Defect;
-        r.differences = vec![Difference {
-            case: "a|b".into(),
-            stock: vec!["pass".into()],
-            armed: vec!["fail".into()],
-            defect: true,
-        }];
-        let row = row(&r);
-        assert!(
-            row.ends_with("| DEFECT: a\\|b: stock pass, armed fail |"),
-            "{row}"
-        );
-        assert_eq!(row.replace("\\|", "").matches('|').count(), 8);
+    fn a_line_of_an_older_version_is_refused_with_its_place() {
+        let dir = scratch("older");
+        let older = "{\"series\":\"6.1\",\"program\":\"cow\",\"outcome\":\"passed\"}\n";
+        fs::write(dir.join("6.1-redis.jsonl"), older).unwrap();
+        let error = read(&dir).unwrap_err().to_string();
+        assert!(error.contains("6.1-redis.jsonl:1: "), "{error}");
+        assert!(error.contains("move the file away"), "{error}");
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]
@@ -334,5 +240,6 @@ mod tests {
         assert_eq!(date(0), "1970-01-01");
         assert_eq!(date(11016), "2000-02-29");
         assert_eq!(date(20778), "2026-11-21");
+        assert_eq!(minute(20778 * 86400 + 86399), "2026-11-21 23:59");
     }
 }

@@ -104,7 +104,6 @@ impl Suite for StressNg {
         let known: Vec<&str> = known.split_whitespace().collect();
         let programs: Vec<Program> = STRESSORS
             .iter()
-            .filter(|s| known.contains(&s.name))
             .map(|s| Program {
                 name: s.name.to_owned(),
                 note: match s.spread {
@@ -112,6 +111,7 @@ impl Suite for StressNg {
                     _ => String::new(),
                 },
                 limit: Duration::from_secs(SECONDS + GRACE),
+                missing: (!known.contains(&s.name)).then_some("not in this version"),
             })
             .collect();
         Ok(programs)

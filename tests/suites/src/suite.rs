@@ -12,7 +12,7 @@ pub trait Suite {
     /// As on the command line of `scripts/suites`.
     fn name(&self) -> &'static str;
 
-    /// The programs that this guest can run, in order. What is installed by hand before the first of them runs, such as
+    /// The programs, in order, those that this guest lacks as well. What is installed by hand before the first of them runs, such as
     /// unpacked sources, is made here. Called once, before the baseline of the leak check.
     ///
     /// # Errors
@@ -46,6 +46,8 @@ pub struct Program {
     pub note: String,
     /// Of one run; after that it is killed and has failed.
     pub limit: Duration,
+    /// Why this guest cannot run it.
+    pub missing: Option<&'static str>,
 }
 
 impl Program {
@@ -55,6 +57,7 @@ impl Program {
             name: name.into(),
             note: String::new(),
             limit: Duration::from_secs(seconds),
+            missing: None,
         }
     }
 }
