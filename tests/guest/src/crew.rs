@@ -3,12 +3,15 @@
 
 use crate::board;
 use crate::rng::Rng;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{Context, Outcome, Verdict};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{Builder, Scope, ScopedJoinHandle};
 use std::time::Duration;
+
+/// Where the error is from if there is no thread to be had.
+pub const NO_THREAD: &str = "no thread";
 
 /// What the threads of a process share.
 pub struct Crew<'a, T> {
@@ -42,7 +45,7 @@ impl<'a, T: Send> Crew<'a, T> {
         let threads = self.plots.iter().map(|plot| {
             let rng = Rng::new(rng.next(), "thread");
             let body = move || board::guarded(|| self.go_on(plot, rng, work));
-            Ok(Builder::new().spawn_scoped(scope, body)?)
+            Builder::new().spawn_scoped(scope, body).at(NO_THREAD)
         });
         // Those that have been started must not go on for ever.
         threads.collect::<Outcome<_>>().inspect_err(|_| self.stop())

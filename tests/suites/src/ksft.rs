@@ -101,13 +101,12 @@ const PROGRAMS: &[How] = &[
     how("userfaultfd shmem", "userfaultfd shmem 20 16", Own, 400),
     how("khugepaged", "khugepaged", Own, 600),
     how("transhuge-stress", "transhuge-stress -d 20", Added(20), 240),
-    // A fork between its stores, stock or async, takes the huge pages that it counts; with fewer forks now and then only, and
-    // then it is slow.
+    // A fork between its stores, stock or async, takes the huge pages that it counts, and it ends there.
     how(
         "split_huge_page_test",
         "split_huge_page_test",
-        Added(20),
-        300,
+        Added(200),
+        600,
     ),
     how("uffd-wp-mremap", "uffd-wp-mremap", Added(20), 300),
     how("uffd-unit-tests", "uffd-unit-tests", Own, 600),

@@ -3,6 +3,7 @@
 
 use super::chaos::DEEDS;
 use super::ops::OPS;
+use crate::crew::NO_THREAD;
 use crate::verdict::{Outcome, Verdict};
 use asyncfork_uapi::{Hook, Stats, HOOK_MAX};
 use std::io;
@@ -118,11 +119,12 @@ impl Tally {
         }
     }
 
-    /// What a process with this verdict ends with. A bad one is noted; `short`: want of memory is none.
+    /// What a process with this verdict ends with. A bad one is noted; `short`: want of memory is none. Want of threads never
+    /// is, as their number is limited at times.
     pub fn exit_status(&self, who: &str, result: &Outcome, short: bool) -> i32 {
         match result {
             Ok(()) => GOOD,
-            Err(v) if short && is_scarcity(v) => {
+            Err(v) if is_scarcity(v) && (short || v.text().starts_with(NO_THREAD)) => {
                 add(&self.scarce, 1);
                 SCARCE
             }
@@ -251,11 +253,16 @@ mod tests {
     fn want_of_memory_is_no_failure_but_a_wrong_byte_is() {
         let tally = Tally::new().unwrap();
         let enomem = Verdict::from(io::Error::from_raw_os_error(libc::ENOMEM)).at("munmap");
+        let eagain = Verdict::from(io::Error::from_raw_os_error(libc::EAGAIN));
+        let no_thread = Err(eagain.clone().at(NO_THREAD));
+        assert_eq!(tally.exit_status("a", &no_thread, false), SCARCE);
         let enomem = Err(enomem);
         assert_eq!(tally.exit_status("a", &enomem, true), SCARCE);
         assert_eq!(tally.failure(), None);
         assert_eq!(tally.exit_status("a", &enomem, false), BAD);
         assert!(tally.failure().is_some());
+        let mlock = Err(eagain.at("mlock"));
+        assert_eq!(tally.exit_status("a", &mlock, false), BAD);
         let tally = Tally::new().unwrap();
         let wrong = Verdict::Failed("got (os error 12)".into());
         assert_eq!(tally.exit_status("a", &Err(wrong), true), BAD);
