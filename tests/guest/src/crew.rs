@@ -118,12 +118,13 @@ impl<T> Drop for Held<'_, T> {
 
 /// Waits for the threads; their first error.
 pub fn join(threads: Vec<ScopedJoinHandle<'_, Outcome>>) -> Outcome {
-    let panicked = |_| Err(Verdict::Failed("panic".into()));
-    let ends: Vec<Outcome> = threads
-        .into_iter()
-        .map(|thread| thread.join().unwrap_or_else(panicked))
-        .collect();
+    let ends: Vec<Outcome> = threads.into_iter().map(|t| verdict(t.join())).collect();
     ends.into_iter().collect()
+}
+
+/// The verdict of a thread that has been joined; a panic is a failure.
+pub fn verdict<T>(joined: std::thread::Result<Outcome<T>>) -> Outcome<T> {
+    joined.unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))
 }
 
 /// Locks, whether or not another holder has panicked.

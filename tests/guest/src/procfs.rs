@@ -66,15 +66,6 @@ pub fn vmstat(name: &str) -> io::Result<u64> {
     line.map_or(Ok(0), |v| v.parse().map_err(io::Error::other))
 }
 
-/// Whether this is the kernel `major.minor` or a later one.
-pub fn kernel_since(major: u32, minor: u32) -> io::Result<bool> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
-    let mut parts = release
-        .split(['.', '-'])
-        .map_while(|p| p.parse::<u32>().ok());
-    Ok((parts.next(), parts.next()) >= (Some(major), Some(minor)))
-}
-
 fn path(pid: i32, file: &str) -> String {
     match pid {
         0 => format!("/proc/self/{file}"),

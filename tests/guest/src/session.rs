@@ -139,10 +139,15 @@ impl Session {
     pub fn expect_running(&self) -> Outcome {
         self.expect_async()?;
         self.expect_child_held()?;
+        self.expect_state(State::Running, "nothing is parked any more")
+    }
+
+    /// Demands that the session is in this state; `else_what` says what another one means.
+    pub fn expect_state(&self, state: State, else_what: &str) -> Outcome {
         if let Some(report) = self.report()? {
             claim!(
-                report.state() == State::Running,
-                "nothing is parked any more: session {}",
+                report.state() == state,
+                "{else_what}: session {}",
                 summary(&report)
             );
         }

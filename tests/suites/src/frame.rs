@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
 use asyncfork_uapi::Stats;
-use asyncfork_watch::{adopt_orphans, bad_taint, mark_kernel_log, Census, StrayTables};
+use asyncfork_watch::{adopt_orphans, bad_taint, mark_kernel_log, tainted, Census, StrayTables};
 
 use crate::compare::{Counts, Runs};
 use crate::env::{Env, Unkillable};
@@ -306,13 +306,6 @@ impl Frame<'_> {
         }
         self.file(&record)
     }
-}
-
-/// The kernel's taint flags.
-fn tainted() -> Result<u64> {
-    let path = "/proc/sys/kernel/tainted";
-    let flags = fs::read_to_string(path).context(path)?;
-    flags.trim().parse().context(path)
 }
 
 /// All runs of a program.

@@ -47,8 +47,9 @@ enum Command {
     },
 }
 
+/// Where results are filed.
 #[derive(Args)]
-struct RunArgs {
+struct Place {
     /// kselftests, stress-ng, redis, valkey; redis-whole, valkey-whole: all units
     #[arg(long, value_name = "NAME")]
     suite: String,
@@ -58,6 +59,15 @@ struct RunArgs {
     /// What the host calls this boot
     #[arg(long, value_name = "ID")]
     boot: String,
+    /// Directory that gets the results
+    #[arg(long, value_name = "DIR")]
+    results: PathBuf,
+}
+
+#[derive(Args)]
+struct RunArgs {
+    #[command(flatten)]
+    place: Place,
     /// asyncfork.ko
     #[arg(long, value_name = "KO")]
     module: PathBuf,
@@ -70,30 +80,17 @@ struct RunArgs {
     /// libasyncfork_spread.so
     #[arg(long, value_name = "SO")]
     spread: PathBuf,
-    /// Directory that gets the results
-    #[arg(long, value_name = "DIR")]
-    results: PathBuf,
     /// Only these programs
     programs: Vec<String>,
 }
 
 #[derive(Args)]
 struct EndedArgs {
-    /// As given to run
-    #[arg(long, value_name = "NAME")]
-    suite: String,
-    /// As given to run
-    #[arg(long, value_name = "SERIES")]
-    series: String,
-    /// As given to run
-    #[arg(long, value_name = "ID")]
-    boot: String,
+    #[command(flatten)]
+    place: Place,
     /// Exit status of scripts/vm
     #[arg(long, value_name = "N")]
     status: u8,
-    /// Directory with the results
-    #[arg(long, value_name = "DIR")]
-    results: PathBuf,
 }
 
 fn main() -> ExitCode {
@@ -137,15 +134,15 @@ fn run(args: RunArgs) -> Result<bool> {
         asyncfork_watch::is_guest().context("/proc/cmdline")?,
         "this is no virtme-ng guest; the suites could harm the machine: use scripts/suites"
     );
-    let suite = suite_by_name(&args.suite)?;
+    let suite = suite_by_name(&args.place.suite)?;
     let options = frame::Options {
-        series: args.series,
-        boot: args.boot,
+        series: args.place.series,
+        boot: args.place.boot,
         module: args.module,
         module_parameters: args.module_parameter,
         shim: args.shim,
         spread: args.spread,
-        results: args.results,
+        results: args.place.results,
         programs: args.programs,
     };
     let summary = frame::run(suite.as_ref(), &options)?;
@@ -158,12 +155,13 @@ fn run(args: RunArgs) -> Result<bool> {
 }
 
 fn ended(args: EndedArgs) -> Result<()> {
-    let file = results::file(&args.results, &args.series, &args.suite);
+    let EndedArgs { place, status } = args;
+    let file = results::file(&place.results, &place.series, &place.suite);
     let ended = results::Ended {
-        series: args.series,
-        suite: args.suite,
-        boot: args.boot,
-        status: args.status,
+        series: place.series,
+        suite: place.suite,
+        boot: place.boot,
+        status,
     };
     results::append(&file, &Line::Ended(ended))
 }

@@ -4,6 +4,7 @@
 use super::common::Gate;
 use super::Test;
 use crate::board::Board;
+use crate::crew;
 use crate::ctx::Ctx;
 use crate::hold::{Hold, Plug};
 use crate::mem::Arena;
@@ -335,14 +336,12 @@ fn thread_ends(ctx: &Ctx) -> Outcome<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let mut left = Vec::new();
     for _ in 0..5 {
-        let device = std::thread::spawn(|| -> Outcome<Device> {
+        let thread = std::thread::spawn(|| -> Outcome<Device> {
             let device = open()?;
             arm(&device)?;
             Ok(device)
-        })
-        .join()
-        .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))?;
-        left.push(device);
+        });
+        left.push(crew::verdict(thread.join())?);
         no_session(ctx, || plain_fork(&arena))?;
     }
     drop(left);
@@ -386,9 +385,8 @@ fn other_thread(ctx: &Ctx) -> Outcome<String> {
     let device = open()?;
     arm(&device)?;
     std::thread::scope(|s| {
-        s.spawn(|| no_session(ctx, || plain_fork(&arena)))
-            .join()
-            .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))
+        let thread = s.spawn(|| no_session(ctx, || plain_fork(&arena)));
+        crew::verdict(thread.join())
     })?;
     claim!(
         report(&device)?.outcome() == Fate::None,

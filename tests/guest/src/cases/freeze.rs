@@ -8,7 +8,7 @@ use crate::ctx::Ctx;
 use crate::hold::{self, Plug};
 use crate::mem::{Arena, Want};
 use crate::rng::Rng;
-use crate::session::{summary, Session};
+use crate::session::Session;
 use crate::sys;
 use crate::verdict::{Context, Outcome};
 use crate::{claim, require};
@@ -64,14 +64,7 @@ fn finish(session: Session, arena: &Arena, rest: &Arena) -> Outcome<String> {
 
 /// Demands that nothing is left to be copied of a child that stands still.
 fn expect_image(session: &Session) -> Outcome {
-    if let Some(report) = session.report()? {
-        claim!(
-            report.state() == State::Done,
-            "the child stands still without its image: session {}",
-            summary(&report)
-        );
-    }
-    Ok(())
+    session.expect_state(State::Done, "the child stands still without its image")
 }
 
 fn frozen(ctx: &Ctx) -> Outcome<String> {

@@ -4,6 +4,7 @@
 use super::writes::overwrite_random;
 use super::Test;
 use crate::claim;
+use crate::crew;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::Arena;
@@ -154,10 +155,7 @@ fn threads(ctx: &Ctx) -> Outcome<String> {
             })
             .collect();
         for (n, worker) in workers.into_iter().enumerate() {
-            let result = worker
-                .join()
-                .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())));
-            result.map_err(|v| v.at(format!("thread {n}")))?;
+            crew::verdict(worker.join()).map_err(|v| v.at(format!("thread {n}")))?;
         }
         Ok::<_, Verdict>(())
     })?;

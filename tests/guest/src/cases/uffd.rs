@@ -4,10 +4,10 @@
 use super::common::while_held;
 use super::faults::expect_injection;
 use super::Test;
+use crate::crew;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
-use crate::mem::{Arena, Span, Want, CHUNK_PAGES, PAGE};
-use crate::procfs;
+use crate::mem::{Arena, Shape, Span, Want, CHUNK_PAGES, PAGE};
 use crate::rng::Rng;
 use crate::sys::{cvt, is_errno};
 use crate::verdict::{Context, Outcome, Verdict};
@@ -108,9 +108,14 @@ impl Uffd {
     /// Fills one missing page.
     fn copy(&self, page: Span, bytes: &[u8]) -> io::Result<()> {
         assert_eq!(bytes.len(), PAGE);
+        self.copy_from(page, bytes.as_ptr() as usize)
+    }
+
+    /// Fills one missing page with what is at `source`.
+    fn copy_from(&self, page: Span, source: usize) -> io::Result<()> {
         self.ioctl(
             COPY,
-            &mut [page.addr() as u64, bytes.as_ptr() as u64, PAGE as u64, 0, 0],
+            &mut [page.addr() as u64, source as u64, PAGE as u64, 0, 0],
         )
     }
 
@@ -121,7 +126,7 @@ impl Uffd {
     /// One that can move pages.
     fn with_move() -> Outcome<Self> {
         skip_unless!(
-            procfs::kernel_since(6, 8)?,
+            asyncfork_watch::kernel_since(6, 8)?,
             "no UFFDIO_MOVE in this kernel (Linux 6.8)"
         );
         Self::new(FEATURE_MOVE)
@@ -304,39 +309,83 @@ fn fork_event(ctx: &Ctx) -> Outcome<String> {
     })
 }
 
-/// The ioctl copies from a page that is missing itself, and waits for it.
+/// An ioctl that lasts: it copies from a page that is missing itself, and waits for it.
+struct SlowCopy {
+    source: Arena,
+    target: Arena,
+    /// Of the source.
+    reader: Uffd,
+    /// Of the target.
+    writer: Uffd,
+}
+
+impl SlowCopy {
+    fn new(rng: &mut Rng) -> Outcome<Self> {
+        let mut two = || Arena::planned(rng, Shape::Whole(2));
+        let (mut source, mut target) = (two()?, two()?);
+        source.map()?;
+        target.map()?;
+        let (reader, writer) = (Uffd::new(0)?, Uffd::new(0)?);
+        reader.register(source.span(), MISSING)?;
+        writer.register(target.span(), MISSING)?;
+        Ok(Self {
+            source,
+            target,
+            reader,
+            writer,
+        })
+    }
+
+    /// The page that is copied, and where to.
+    fn pages(&self) -> (Span, Span) {
+        (self.source.part(0..1), self.target.part(0..1))
+    }
+
+    /// The ioctl. It does not end before [`SlowCopy::serve`].
+    fn copy(&self) -> Outcome {
+        let (from, to) = self.pages();
+        self.writer.copy_from(to, from.addr()).at("UFFDIO_COPY")
+    }
+
+    /// Waits until the ioctl waits for its source.
+    fn expect_fault(&self) -> Outcome {
+        let from = self.pages().0.addr();
+        let (kind, addr) = self.reader.event().at("event")?;
+        claim!(
+            kind == EVENT_PAGEFAULT && addr as usize & !(PAGE - 1) == from,
+            "event {kind:#x} at {addr:#x}, want a fault at {from:#x}"
+        );
+        Ok(())
+    }
+
+    /// Fills the source.
+    fn serve(&self) -> Outcome {
+        self.reader
+            .copy(self.pages().0, &self.source.bytes(0, 1))
+            .at("UFFDIO_COPY of the missing source")
+    }
+
+    /// Both pages are missing again.
+    fn again(&self) -> Outcome {
+        let (from, to) = self.pages();
+        from.advise(libc::MADV_DONTNEED)?;
+        Ok(to.advise(libc::MADV_DONTNEED)?)
+    }
+}
+
 fn during_ioctl(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
-    let mut source = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
-    let mut target = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
-    source.map()?;
-    target.map()?;
-    let (from, to) = (source.part(0..1), target.part(0..1));
-    let (reader, writer) = (Uffd::new(0)?, Uffd::new(0)?);
-    reader.register(source.span(), MISSING)?;
-    writer.register(target.span(), MISSING)?;
+    let slow = SlowCopy::new(&mut rng)?;
+    let (from, to) = slow.pages();
     std::thread::scope(|scope| -> Outcome<String> {
-        let copier = scope.spawn(|| {
-            let mut args = [to.addr() as u64, from.addr() as u64, PAGE as u64, 0, 0];
-            writer.ioctl(COPY, &mut args)
-        });
-        let (kind, addr) = reader.event().at("event")?;
-        claim!(
-            kind == EVENT_PAGEFAULT && addr as usize & !(PAGE - 1) == from.addr(),
-            "event {kind:#x} at {addr:#x}, want a fault at {:#x}",
-            from.addr()
-        );
+        let copier = scope.spawn(|| slow.copy());
+        slow.expect_fault()?;
         let session = ctx.fork().start(|| arena.verify())?;
         arena.fill(1);
         let ended = session.finish()?;
-        reader
-            .copy(from, &source.bytes(0, 1))
-            .at("UFFDIO_COPY of the missing source")?;
-        copier
-            .join()
-            .map_err(|_| Verdict::Failed("the copier panicked".into()))?
-            .at("UFFDIO_COPY")?;
+        slow.serve()?;
+        crew::verdict(copier.join())?;
         arena.verify()?;
         claim!(
             (0..PAGE).step_by(8).all(|at| to.load(at) == from.load(at)),
@@ -367,32 +416,21 @@ fn failing_load(ctx: &Ctx) -> Outcome<String> {
     const KEPT: Duration = Duration::from_secs(10);
     expect_injection()?;
     ctx.module.unload()?;
-    let mut rng = ctx.rng();
-    let mut source = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
-    let mut target = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
-    source.map()?;
-    target.map()?;
-    let (from, to) = (source.part(0..1), target.part(0..1));
-    let (reader, writer) = (Uffd::new(0)?, Uffd::new(0)?);
-    reader.register(source.span(), MISSING)?;
-    writer.register(target.span(), MISSING)?;
-    let bytes = source.bytes(0, 1);
+    let slow = SlowCopy::new(&mut ctx.rng())?;
     let (failed, waited) = (AtomicU32::new(0), AtomicBool::new(false));
     let (enough, stop) = (AtomicBool::new(false), AtomicBool::new(false));
     std::thread::scope(|scope| -> Outcome {
         let copier = scope.spawn(|| -> Outcome {
             while !stop.load(Ordering::Acquire) {
-                from.advise(libc::MADV_DONTNEED)?;
-                to.advise(libc::MADV_DONTNEED)?;
-                let mut args = [to.addr() as u64, from.addr() as u64, PAGE as u64, 0, 0];
-                writer.ioctl(COPY, &mut args).at("UFFDIO_COPY")?;
+                slow.again()?;
+                slow.copy()?;
             }
             Ok(())
         });
         let server = scope.spawn(|| -> Outcome {
             let mut hooked = false;
             while !stop.load(Ordering::Acquire) {
-                reader.event().at("event")?;
+                slow.expect_fault()?;
                 let (start, before) = (Instant::now(), failed.load(Ordering::Acquire));
                 let over = || failed.load(Ordering::Acquire) != before;
                 while hooked && !over() && start.elapsed() < KEPT {
@@ -401,7 +439,7 @@ fn failing_load(ctx: &Ctx) -> Outcome<String> {
                 waited.fetch_or(hooked && !over(), Ordering::AcqRel);
                 hooked = !waited.load(Ordering::Acquire) && is_hooked()?;
                 stop.store(enough.load(Ordering::Acquire), Ordering::Release);
-                reader.copy(from, &bytes).at("UFFDIO_COPY of the source")?;
+                slow.serve()?;
             }
             Ok(())
         });
@@ -417,8 +455,7 @@ fn failing_load(ctx: &Ctx) -> Outcome<String> {
                 Ok(())
             });
         enough.store(true, Ordering::Release);
-        let threads = [copier, server].map(|t| t.join().unwrap_or_else(|_| panic!("a thread")));
-        threads.into_iter().chain([result]).collect()
+        crew::join(vec![copier, server]).and(result)
     })?;
     require!(
         waited.load(Ordering::Acquire),
@@ -458,7 +495,7 @@ fn forks_beside(ctx: &Ctx, arena: &mut Arena, rng: &mut Rng) -> Outcome<(u32, u3
 fn racing(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
-    let mut busy = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
+    let mut busy = Arena::planned(&mut rng, Shape::Whole(2))?;
     busy.map()?;
     let span = busy.span();
     let uffd = Uffd::new(0)?;
@@ -480,9 +517,7 @@ fn racing(ctx: &Ctx) -> Outcome<String> {
         });
         let forks = forks_beside(ctx, &mut arena, &mut rng);
         stop.store(true, Ordering::Relaxed);
-        worker
-            .join()
-            .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))?;
+        crew::verdict(worker.join())?;
         forks
     })?;
     Ok(format!(
@@ -519,7 +554,7 @@ fn unregister(ctx: &Ctx) -> Outcome<String> {
 fn move_parked(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
-    let mut target = Arena::planned(&mut rng, crate::mem::Shape::Whole(2))?;
+    let mut target = Arena::planned(&mut rng, Shape::Whole(2))?;
     target.map()?;
     let uffd = Uffd::with_move()?;
     uffd.register(target.span(), MISSING)?;
@@ -553,7 +588,7 @@ fn move_racing(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     let mut source = Arena::new(&mut rng, 4)?;
-    let mut target = Arena::planned(&mut rng, crate::mem::Shape::Whole(4))?;
+    let mut target = Arena::planned(&mut rng, Shape::Whole(4))?;
     target.map()?;
     let uffd = Uffd::with_move()?;
     uffd.register(target.span(), MISSING)?;
@@ -597,9 +632,7 @@ fn move_racing(ctx: &Ctx) -> Outcome<String> {
         });
         let forks = forks_beside(ctx, &mut arena, &mut rng);
         stop.store(true, Ordering::Relaxed);
-        let moves = worker
-            .join()
-            .unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))?;
+        let moves = crew::verdict(worker.join())?;
         Ok((forks?.0, moves))
     })?;
     require!(moves > 0, "nothing was ever moved");

@@ -390,11 +390,7 @@ pub fn expect_sane(stats: Option<&Stats>) -> Outcome {
 
 /// Warnings and the like, as far as the kernel's taint flags tell.
 pub fn expect_untainted() -> Outcome {
-    let taint: u64 = fs::read_to_string("/proc/sys/kernel/tainted")?
-        .trim()
-        .parse()
-        .map_err(|e| Verdict::Broken(format!("/proc/sys/kernel/tainted: {e}")))?;
-    match asyncfork_watch::bad_taint(taint) {
+    match asyncfork_watch::bad_taint(asyncfork_watch::tainted()?) {
         Some(why) => Err(Verdict::Failed(format!("{why}; its log says of what"))),
         None => Ok(()),
     }
