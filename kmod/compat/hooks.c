@@ -9,10 +9,10 @@
 #include "../session.h"
 #include "../symbols.h"
 
-/* Where dup_mmap() is, inlined or not: compilers with KASAN inline less. */
+/* Where dup_mmap() is, inlined or not: compilers with sanitizers inline less. */
 #if AF_THIS_SERIES != AF_SERIES(6, 12)
 #define DUP_MMAP	"dup_mmap"
-#elif defined(CONFIG_KASAN)
+#elif defined(CONFIG_KASAN) || defined(CONFIG_KCSAN)
 #define DUP_MMAP	"copy_mm"
 #else
 #define DUP_MMAP	"copy_process"
