@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Transparent huge pages: whole, split, made and broken up during a session.
 
-use super::common::{pause, Gate};
+use super::common::{pause, while_held, Gate};
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
@@ -107,16 +107,10 @@ fn whole(ctx: &Ctx) -> Outcome<String> {
 fn mixed(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = arena(&mut rng, 16, |chunk| chunk % 2 == 0)?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    for page in arena.shuffled(&mut rng).into_iter().step_by(3) {
-        arena.write(page, 1);
-    }
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        arena.write_every(3, &mut rng);
+        Ok(())
+    })?;
     ended
         .whole(4)?
         .holds("huge chunks were copied during the fork", |r| r.eager >= 4)?;
@@ -139,16 +133,10 @@ fn pte_mapped_arena(rng: &mut Rng, mib: usize) -> Outcome<Arena> {
 fn pte_mapped(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = pte_mapped_arena(&mut rng, 16)?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    for page in arena.shuffled(&mut rng).into_iter().step_by(3) {
-        arena.write(page, 1);
-    }
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        arena.write_every(3, &mut rng);
+        Ok(())
+    })?;
     ended
         .whole(8)?
         .holds("chunks with large folios were copied as odd ones", |r| {
@@ -390,9 +378,7 @@ fn large_folios(ctx: &Ctx) -> Outcome<String> {
             mine.verify()
         })?;
         session.expect_async()?;
-        for page in arena.shuffled(&mut rng).into_iter().step_by(3) {
-            arena.write(page, 1);
-        }
+        arena.write_every(3, &mut rng);
         drop(hold);
         let ended = session.finish()?;
         arena.verify()?;

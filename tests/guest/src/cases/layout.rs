@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Shapes of address spaces: edges, many small mappings, huge sparse ones.
 
+use super::common::while_held;
 use super::writes::overwrite_random;
 use super::Test;
 use crate::claim;
@@ -61,14 +62,7 @@ fn unaligned(ctx: &Ctx) -> Outcome<String> {
     let room = Span::reserve(8 * CHUNK)?;
     let span = room.part(7 * PAGE, 8 * CHUNK - 12 * PAGE);
     let mut arena = arena_at(&mut rng, span)?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    overwrite_random(&mut arena, &mut rng)?;
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
+    let ended = while_held(ctx, &mut arena, |arena| overwrite_random(arena, &mut rng))?;
     ended
         .whole(6)?
         .holds("exactly the whole chunks were parked", |r| {
@@ -87,18 +81,14 @@ fn shared_chunks(ctx: &Ctx) -> Outcome<String> {
     }
     let readonly = 6 * CHUNK_PAGES + 500..7 * CHUNK_PAGES + 20;
     arena.part(readonly.clone()).protect(libc::PROT_READ)?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    for page in arena.shuffled(&mut rng) {
-        if !readonly.contains(&page) {
-            arena.write(page, 1);
+    let ended = while_held(ctx, &mut arena, |arena| {
+        for page in arena.shuffled(&mut rng) {
+            if !readonly.contains(&page) {
+                arena.write(page, 1);
+            }
         }
-    }
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
+        Ok(())
+    })?;
     // Of the eight chunks 1, 4, 5, 6 and 7 are cut.
     ended
         .whole(3)?

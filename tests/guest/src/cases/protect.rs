@@ -2,6 +2,7 @@
 //! mprotect of parked memory. A page table that kept its old protection would be a security hole, so that what counts
 //! is what the processor allows.
 
+use super::common::while_held;
 use super::Test;
 use crate::claim;
 use crate::ctx::Ctx;
@@ -160,19 +161,19 @@ fn protection_key(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     let span = arena.span();
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    // SAFETY: no Rust object lives in a span.
-    sys::cvt(unsafe { libc::syscall(libc::SYS_pkey_mprotect, span.addr(), span.len(), RW, key) })?;
-    expect_read_only(&arena, 0..arena.pages())?;
-    // SAFETY: as above; key 0 allows everything.
-    sys::cvt(unsafe { libc::syscall(libc::SYS_pkey_mprotect, span.addr(), span.len(), RW, 0) })?;
-    arena.fill(1);
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        // SAFETY: no Rust object lives in a span.
+        sys::cvt(unsafe {
+            libc::syscall(libc::SYS_pkey_mprotect, span.addr(), span.len(), RW, key)
+        })?;
+        expect_read_only(arena, 0..arena.pages())?;
+        // SAFETY: as above; key 0 allows everything.
+        sys::cvt(unsafe {
+            libc::syscall(libc::SYS_pkey_mprotect, span.addr(), span.len(), RW, 0)
+        })?;
+        arena.fill(1);
+        Ok(())
+    })?;
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Protect, arena.chunks())?;

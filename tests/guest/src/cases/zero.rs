@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Zero pages, untouched pages, and pages that KSM has merged.
 
+use super::common::while_held;
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
@@ -36,16 +37,10 @@ fn zero_pages(ctx: &Ctx) -> Outcome<String> {
     arena.verify()?;
     // A fork does not copy the tables of a mapping that was never written to.
     arena.write(77, 0);
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    for page in arena.shuffled(&mut rng).into_iter().step_by(2) {
-        arena.write(page, 1);
-    }
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        arena.write_every(2, &mut rng);
+        Ok(())
+    })?;
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Fault, arena.chunks())?;
@@ -65,16 +60,10 @@ fn sparse(ctx: &Ctx) -> Outcome<String> {
             _ => {}
         }
     }
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    for page in arena.shuffled(&mut rng).into_iter().step_by(3) {
-        arena.write(page, 1);
-    }
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify()?;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        arena.write_every(3, &mut rng);
+        Ok(())
+    })?;
     ended.whole(arena.chunks())?;
     Ok(ended.detail())
 }
@@ -168,9 +157,7 @@ fn ksm(ctx: &Ctx) -> Outcome<String> {
         parked < 2 + arena.chunks(),
         "{parked} chunks parked: those of the mergeable arena, too"
     );
-    for page in arena.shuffled(&mut rng).into_iter().step_by(5) {
-        arena.write(page, 1);
-    }
+    arena.write_every(5, &mut rng);
     beside.fill(1);
     drop(hold);
     let ended = session.finish()?;

@@ -219,6 +219,13 @@ impl Arena {
             .collect()
     }
 
+    /// Writes generation 1 to every `nth` mapped page, in random order.
+    pub fn write_every(&mut self, nth: usize, rng: &mut Rng) {
+        for page in self.shuffled(rng).into_iter().step_by(nth) {
+            self.write(page, 1);
+        }
+    }
+
     /// A random range within one of the mapped pieces.
     pub fn some_range(&self, rng: &mut Rng, max: usize) -> Range<usize> {
         let piece = &self.pieces[rng.below(self.pieces.len())];
