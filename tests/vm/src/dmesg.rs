@@ -100,6 +100,10 @@ const ALLOWED_LINES: &[(&str, &str)] = &[
         "WARNING: workqueue cpumask: online intersect > possible intersect",
         "tests keep kernel workers off a CPU; 6.1 remarks on it if the nodes are numa=fake",
     ),
+    (
+        "BUG: KCSAN: data-race in flush_memcg_stats_dwork / tick_do_update_jiffies64",
+        "Linux 6.12 reads jiffies_64 there without a mark, module or not",
+    ),
 ];
 
 /// No report of the kernel is longer than this many lines.
@@ -391,6 +395,14 @@ mod tests {
         assert_eq!(scan(oom), []);
         let found = scan(&format!("{oom}[ 1.4] BUG: Bad page state in process x\n"));
         assert_eq!(found.len(), 1);
+    }
+
+    #[test]
+    fn a_data_race_is_a_complaint_unless_it_is_known() {
+        let race = "BUG: KCSAN: data-race in flush_memcg_stats_dwork / tick_do_update_jiffies64";
+        assert_eq!(scan(&format!("[ 1.0] {race}\n")), []);
+        let race = "BUG: KCSAN: data-race in af_sync_range [asyncfork] / tick_do_update_jiffies64";
+        assert_eq!(scan(&format!("[ 1.0] {race}\n")).len(), 1);
     }
 
     #[test]
