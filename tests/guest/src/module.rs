@@ -121,7 +121,7 @@ impl Module {
 }
 
 /// Whether this is a kernel of `scripts/debug-kernel`.
-fn on_debug_kernel() -> io::Result<bool> {
+pub fn on_debug_kernel() -> io::Result<bool> {
     Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.contains("-asyncfork-"))
 }
 

@@ -8,7 +8,7 @@ use crate::ctx::Ctx;
 use crate::hold;
 use crate::leak;
 use crate::mem::probe;
-use crate::module::Module;
+use crate::module::{self, Module};
 use crate::procfs;
 use crate::sys::{self, Exit};
 use crate::verdict::{Context, Outcome, Verdict};
@@ -24,6 +24,8 @@ use std::time::Instant;
 const ATTEMPTS: u32 = 3;
 /// A test that takes longer is stuck. Far above what the slowest takes on an emulated processor.
 const WATCHDOG_SECONDS: i32 = 240;
+/// That many times as long on a kernel that checks itself.
+const CHECKED: i32 = 4;
 const SCRATCH: &str = "/run/asyncfork-guest";
 
 /// What to run and where.
@@ -335,10 +337,14 @@ fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
     }
     drop(write);
 
-    if !wait_with_watchdog(pid)? {
+    let seconds = match module::on_debug_kernel()? {
+        true => CHECKED * WATCHDOG_SECONDS,
+        false => WATCHDOG_SECONDS,
+    };
+    if !wait_with_watchdog(pid, seconds)? {
         ctx.cgroup.processes().into_iter().for_each(describe);
         ctx.cgroup.kill()?;
-        return Err(Verdict::Failed(format!("stuck for {WATCHDOG_SECONDS} s")));
+        return Err(Verdict::Failed(format!("stuck for {seconds} s")));
     }
     match sys::wait(pid)? {
         Exit::Code(0) => {}
@@ -352,7 +358,7 @@ fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
 }
 
 /// Waits for the process to become a zombie; false: it did not.
-fn wait_with_watchdog(pid: i32) -> std::io::Result<bool> {
+fn wait_with_watchdog(pid: i32, seconds: i32) -> std::io::Result<bool> {
     // SAFETY: no memory is involved.
     let fd = sys::cvt(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     // SAFETY: a fresh descriptor.
@@ -363,7 +369,7 @@ fn wait_with_watchdog(pid: i32) -> std::io::Result<bool> {
         revents: 0,
     };
     // SAFETY: one pollfd that lives across the call.
-    let n = sys::cvt(unsafe { libc::poll(&mut poll, 1, WATCHDOG_SECONDS * 1000) })?;
+    let n = sys::cvt(unsafe { libc::poll(&mut poll, 1, seconds * 1000) })?;
     Ok(n == 1)
 }
 
