@@ -104,6 +104,10 @@ const ALLOWED_LINES: &[(&str, &str)] = &[
         "BUG: KCSAN: data-race in flush_memcg_stats_dwork / tick_do_update_jiffies64",
         "Linux 6.12 reads jiffies_64 there without a mark, module or not",
     ),
+    (
+        "BUG: KCSAN: data-race in __tmigr_cpu_activate / tmigr_handle_remote_up",
+        "and so it does with the timer hierarchy's tmigr_cpu.cpuevt.ignore",
+    ),
 ];
 
 /// No report of the kernel is longer than this many lines.
