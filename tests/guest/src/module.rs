@@ -33,7 +33,7 @@ impl Module {
 
     /// Loads the module; `params` as on insmod's command line.
     pub fn load(&self, params: &str) -> io::Result<()> {
-        if self.injects_faults()? || on_debug_kernel()? {
+        if self.injects_faults()? || asyncfork_watch::on_debug_kernel()? {
             // They count as untested.
             return self.load_as_it_is(&format!("allow_untested=1 {params}"));
         }
@@ -118,11 +118,6 @@ impl Module {
     pub fn stats(&self) -> Outcome<Stats> {
         Ok(open()?.stats().map_err(device_error)?)
     }
-}
-
-/// Whether this is a kernel of `scripts/debug-kernel`.
-pub fn on_debug_kernel() -> io::Result<bool> {
-    Ok(fs::read_to_string("/proc/sys/kernel/osrelease")?.contains("-asyncfork-"))
 }
 
 /// Loads a module of the distribution.

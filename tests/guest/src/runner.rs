@@ -8,7 +8,7 @@ use crate::ctx::Ctx;
 use crate::hold;
 use crate::leak;
 use crate::mem::probe;
-use crate::module::{self, Module};
+use crate::module::Module;
 use crate::procfs;
 use crate::sys::{self, Exit};
 use crate::verdict::{Context, Outcome, Verdict};
@@ -337,7 +337,7 @@ fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
     }
     drop(write);
 
-    let seconds = match module::on_debug_kernel()? {
+    let seconds = match asyncfork_watch::on_debug_kernel()? {
         true => CHECKED * WATCHDOG_SECONDS,
         false => WATCHDOG_SECONDS,
     };

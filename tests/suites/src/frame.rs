@@ -9,7 +9,9 @@ use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
 use asyncfork_uapi::Stats;
-use asyncfork_watch::{adopt_orphans, bad_taint, mark_kernel_log, tainted, Census, StrayTables};
+use asyncfork_watch::{
+    adopt_orphans, bad_taint, mark_kernel_log, on_debug_kernel, tainted, Census, StrayTables,
+};
 
 use crate::compare::{Counts, Runs};
 use crate::env::{Env, Unkillable};
@@ -65,7 +67,7 @@ pub fn run(suite: &dyn Suite, options: &Options) -> Result<Summary> {
     if !options.programs.is_empty() {
         programs.retain(|p| options.programs.contains(&p.name));
     }
-    if matches!(env.series.as_str(), "debug" | "kcsan") {
+    if on_debug_kernel()? {
         programs.iter_mut().for_each(|p| p.limit *= CHECKED);
     }
     ensure!(

@@ -29,13 +29,23 @@ pub fn is_guest() -> io::Result<bool> {
     Ok(fs::read_to_string("/proc/cmdline")?.contains("virtme"))
 }
 
+const RELEASE: &str = "/proc/sys/kernel/osrelease";
+
 /// Whether this is the kernel `major.minor` or a later one.
 ///
 /// # Errors
 /// `/proc` is not mounted.
 pub fn kernel_since(major: u32, minor: u32) -> io::Result<bool> {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease")?;
+    let release = fs::read_to_string(RELEASE)?;
     Ok(at_least(&release, (major, minor)))
+}
+
+/// Whether this is a kernel of `scripts/debug-kernel`.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn on_debug_kernel() -> io::Result<bool> {
+    Ok(fs::read_to_string(RELEASE)?.contains("-asyncfork-"))
 }
 
 fn at_least(release: &str, version: (u32, u32)) -> bool {

@@ -161,16 +161,17 @@ fn protection_key(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     let span = arena.span();
-    let ended = while_held(ctx, &mut arena, |arena| {
+    let set_key = |key: libc::c_long| {
         // SAFETY: no Rust object lives in a span.
         sys::cvt(unsafe {
             libc::syscall(libc::SYS_pkey_mprotect, span.addr(), span.len(), RW, key)
-        })?;
+        })
+    };
+    let ended = while_held(ctx, &mut arena, |arena| {
+        set_key(key)?;
         expect_read_only(arena, 0..arena.pages())?;
-        // SAFETY: as above; key 0 allows everything.
-        sys::cvt(unsafe {
-            libc::syscall(libc::SYS_pkey_mprotect, span.addr(), span.len(), RW, 0)
-        })?;
+        // It allows everything.
+        set_key(0)?;
         arena.fill(1);
         Ok(())
     })?;
