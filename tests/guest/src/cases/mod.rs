@@ -26,6 +26,7 @@ mod protect;
 mod refork;
 mod remap;
 mod selftest;
+mod service;
 mod swap;
 mod torture;
 mod tracing;
@@ -73,6 +74,7 @@ pub const TESTS: &[&[Test]] = &[
     freeze::TESTS,
     library::TESTS,
     selftest::TESTS,
+    service::TESTS,
     torture::TESTS,
     loading::TESTS,
 ];
