@@ -57,8 +57,8 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start,
 #endif
 
 /*
- * Has the whole test suite passed on this build of the kernel? A module made for
- * fault injection is for tests and counts as untested everywhere.
+ * Has the whole test suite passed on a kernel of this series from Debian? A module
+ * made for fault injection is for tests and counts as untested everywhere.
  */
 static inline bool af_release_tested(const char *release)
 {

@@ -50,7 +50,7 @@ enum asyncfork_state {
 /* Who asked for a pull: index of asyncfork_report.pulls and of the statistics. */
 enum asyncfork_hook {
 	ASYNCFORK_HOOK_CHILD		= 0,	/* the child's own copy loop */
-	ASYNCFORK_HOOK_HELPER		= 1,	/* a helper thread */
+	ASYNCFORK_HOOK_HELPER		= 1,	/* a helper, or pull_after */
 	ASYNCFORK_HOOK_FAULT		= 2,	/* handle_mm_fault */
 	ASYNCFORK_HOOK_UNMAP		= 3,	/* unmap_vmas */
 	ASYNCFORK_HOOK_ZAP		= 4,	/* MADV_DONTNEED */
