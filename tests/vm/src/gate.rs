@@ -45,12 +45,12 @@ pub struct GateOptions {
     #[arg(long = "kernel", value_enum, value_name = "SERIES")]
     pub kernels: Vec<Series>,
     /// Only the quick VM tests, only with one kind of page tables
-    #[arg(long)]
+    #[arg(long, conflicts_with = "filters")]
     pub quick: bool,
     /// Seed of the random tests [default: a new one, printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// VM suite with 5-level page tables on or off only [default: both]
+    /// The full suite alone, with 5-level page tables on or off [default: all three suites]
     #[arg(long)]
     pub la57: Option<La57>,
     /// What the VMs run on
@@ -437,8 +437,6 @@ enum Kind {
     Faults,
     /// The tests that FILTER names.
     Named,
-    /// The quick ones of them.
-    NamedQuick,
 }
 
 impl Kind {
@@ -447,14 +445,14 @@ impl Kind {
             Kind::Full => "full",
             Kind::Quick => "quick",
             Kind::Faults => "faults",
-            Kind::Named | Kind::NamedQuick => "named",
+            Kind::Named => "named",
         }
     }
 
     /// The test program's arguments that choose the tests.
     fn selection(self, filters: &[String]) -> Vec<String> {
         let suite = match self {
-            Kind::Quick | Kind::NamedQuick => "quick",
+            Kind::Quick => "quick",
             Kind::Full | Kind::Faults | Kind::Named => "full",
         };
         let mut words = vec!["--suite".to_owned(), suite.to_owned()];
@@ -471,8 +469,7 @@ fn kinds(options: &GateOptions) -> Vec<(Kind, La57)> {
     let one = match (options.filters.is_empty(), options.quick) {
         (true, false) => Kind::Full,
         (true, true) => Kind::Quick,
-        (false, false) => Kind::Named,
-        (false, true) => Kind::NamedQuick,
+        (false, _) => Kind::Named,
     };
     match options.la57 {
         Some(la57) => vec![(one, la57)],
@@ -845,10 +842,7 @@ mod tests {
             (vec!["--quick"], vec![(Quick, Off)]),
             (vec!["--la57", "on"], vec![(Full, On)]),
             (vec!["munmap"], vec![(Named, Off)]),
-            (
-                vec!["--quick", "--la57", "on", "munmap"],
-                vec![(NamedQuick, On)],
-            ),
+            (vec!["--la57", "on", "munmap"], vec![(Named, On)]),
         ] {
             assert_eq!(kinds(&options(&words)), want, "{words:?}");
         }
@@ -871,11 +865,11 @@ mod tests {
         let suite = Suite {
             name: "6.12 named".into(),
             bench: &bench,
-            kind: Kind::NamedQuick,
+            kind: Kind::Named,
             la57: La57::Off,
             rerun: "scripts/test --seed 7".into(),
             module: bench.module(),
-            selection: Kind::NamedQuick.selection(&["munmap".into()]),
+            selection: Kind::Named.selection(&["munmap".into()]),
             plan: vec!["munmap".into()],
         };
         assert_eq!(
@@ -883,7 +877,7 @@ mod tests {
             "target/release/asyncfork-guest test \
              --module target/kmod/6.12.1-amd64/asyncfork.ko \
              --shim target/release/libasyncfork.so \
-             --results /repo/target/vm/r --seed 7 --suite quick munmap"
+             --results /repo/target/vm/r --seed 7 --suite full munmap"
         );
     }
 
