@@ -19,6 +19,7 @@ and by whom they were pulled; the rest was given back, because the child had die
 (\"failed\", and \"aborted\" if it had parked by then). \"Flaky\": not more than twice as often as with stock forks. \"Not run\": nothing
 was parked, or nothing passes with stock forks, so the run shows nothing; or there is no run that counts. A row is of the last boot that
 ran the program, but a defect stays as long as the module is the same one, and so do leaks and complaints in the kernel's log.
+Modules are called by the start of their `srcversion` (`modinfo`), in a row where it is not that of the newest boot.
 ";
 
 /// The Markdown file.
@@ -34,6 +35,7 @@ pub fn table(records: &[Record]) -> String {
     for ((_, series, suite), mut group) in groups {
         group.sort_by_key(|r| !is_program(r));
         let newest = group.iter().max_by_key(|r| &r.date).expect("not empty");
+        let oldest = group.iter().map(|r| &r.date).min().expect("not empty");
         let bad = |r: &Record| matches!(r.outcome, Outcome::Defect | Outcome::Broken);
         let failed = group.iter().filter(|r| bad(r)).count();
         let is = |r: &Record, o| is_program(r) && r.outcome == o;
@@ -42,19 +44,20 @@ pub fn table(records: &[Record]) -> String {
         let _ = write!(
             out,
             "\n## {suite} on {series}\n\n\
-             {}, {} UTC: {} passed, {} failed, {} not run; {} async forks, {} chunks parked.\n\n\
+             {}, {oldest} to {} UTC, module {}: {} passed, {} failed, {} not run; {} async forks, {} chunks parked.\n\n\
              | program | stock | armed | async | chunks | by child, parent, others | verdict |\n\
              |---|---|---|---|---|---|---|\n",
             newest.release,
             newest.date,
+            short(&newest.module),
             count(Outcome::Passed),
             failed,
             count(Outcome::NotRun),
             sum(|f| f.r#async),
             sum(|f| f.parked),
         );
-        for record in group {
-            let _ = writeln!(out, "{}", row(record));
+        for record in &group {
+            let _ = writeln!(out, "{}", row(record, &newest.module));
         }
     }
     out
@@ -65,7 +68,13 @@ fn is_program(r: &Record) -> bool {
     !r.program.starts_with('(')
 }
 
-fn row(r: &Record) -> String {
+/// A `srcversion` as people call it.
+fn short(module: &str) -> &str {
+    module.get(..8).unwrap_or(module)
+}
+
+/// `module`: that of the newest boot.
+fn row(r: &Record, module: &str) -> String {
     let counts = |c: &Counts| format!("{} / {} / {}", c.pass, c.fail, c.skip);
     let f = &r.forks;
     let mut verdict = r.outcome.word().to_owned();
@@ -97,6 +106,9 @@ fn row(r: &Record) -> String {
             n => format!(" (and {n} more)"),
         };
         remarks.push(format!("flaky: {}{more}", tell(first)));
+    }
+    if r.module != module {
+        remarks.push(format!("module {}", short(&r.module)));
     }
     if !remarks.is_empty() {
         let _ = write!(verdict, ": {}", remarks.join("; "));
@@ -157,7 +169,7 @@ mod tests {
             armed: vec!["fail".into()],
             defect: true,
         }];
-        let row = row(&r);
+        let row = row(&r, &r.module);
         assert!(
             row.ends_with("| DEFECT: a\\|b: stock pass, armed fail |"),
             "{row}"
@@ -168,6 +180,7 @@ mod tests {
     #[test]
     fn a_row_tells_what_became_of_forks_that_gave_memory_back() {
         let mut r = record("6.12", "malloc");
+        r.module = "0123ABCD4567".into();
         r.note = "forks added".into();
         r.forks = Forks {
             r#async: 80,
@@ -175,9 +188,9 @@ mod tests {
             aborted: 21,
             ..Forks::default()
         };
-        let row = row(&r);
+        let row = row(&r, "another");
         assert!(row.contains("| 80 of 100 |"), "{row}");
-        let verdict = "| passed: forks added; 21 aborted; 20 failed |";
+        let verdict = "| passed: forks added; 21 aborted; 20 failed; module 0123ABCD |";
         assert!(row.ends_with(verdict), "{row}");
     }
 
