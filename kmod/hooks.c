@@ -4,8 +4,9 @@
  *
  * Each hook runs before its function, in the caller's context, and may sleep.
  * Invariant: when the function goes on, no chunk of its range is parked, and
- * no fork can park it again: the caller holds mmap_lock or the anon_vma root
- * lock, or nobody else has this mm (exit, core dump), or a guard (uffd.c).
+ * no fork can park it again: the caller holds mmap_lock, the VMA's lock or the
+ * anon_vma root lock, or nobody else has this mm (exit, core dump), or a guard
+ * (uffd.c).
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 

@@ -53,7 +53,12 @@ static bool chunk_bounds(struct vm_area_struct *vma, unsigned long *start,
 	return lo < hi;
 }
 
-/* The PMD table for @addr, NULL where there is none. Tables are stable here. */
+/*
+ * The PMD table for @addr, NULL where there is none. It never goes away, and what
+ * the VMA has in it is stable: mmap_lock is held, and from 6.4 on the VMA's lock.
+ * But that of a VMA that fork has not come to is not, so a fault there may bring
+ * a table where there was none for the VMA before.
+ */
 static pmd_t *pmd_table(struct mm_struct *mm, unsigned long addr)
 {
 	pgd_t *pgd = pgd_offset(mm, addr);
@@ -85,11 +90,6 @@ static bool child_tables(struct mm_struct *mm, unsigned long addr)
 		return false;
 	pud = pud_offset(p4d, addr);
 	return !pud_none(*pud) || !static_call(af_pmd_alloc)(mm, pud, addr);
-}
-
-static unsigned long next_pud(unsigned long addr, unsigned long end)
-{
-	return min((addr & PUD_MASK) + PUD_SIZE, end);
 }
 
 static void range_free(struct af_range *r)
@@ -141,7 +141,7 @@ static struct af_range *range_alloc(struct af_session *s,
 	r->nr_blocks = nr;
 
 	for (addr = start; addr < end; addr = next) {
-		next = next_pud(addr, end);
+		next = af_next_pud(addr, end);
 		cond_resched();
 		if (!pmd_table(src->vm_mm, addr))
 			continue;
@@ -206,7 +206,7 @@ static unsigned long park_chunks(struct mm_struct *mm, struct af_range *r)
 	pmd_t *pmd, val;
 
 	for (addr = r->start; addr < r->end; addr = next) {
-		next = next_pud(addr, r->end);
+		next = af_next_pud(addr, r->end);
 		word = af_range_word(r, addr);
 		if (!word)
 			continue;
@@ -293,7 +293,7 @@ static long copy_part(struct af_session *s, struct vm_area_struct *dst,
 /*
  * Everything but the parked chunks. "Parked" is the word, not the PMD: the
  * migration hook may have pulled a chunk again already. An empty PMD with an
- * empty word has nothing to copy; mmap_lock keeps it so.
+ * empty word has nothing to copy; the locks of mmap and VMA keep it so.
  */
 static long copy_rest(struct af_session *s, struct vm_area_struct *dst,
 		      struct vm_area_struct *src, const struct af_range *r)
@@ -305,7 +305,7 @@ static long copy_rest(struct af_session *s, struct vm_area_struct *dst,
 
 	for (addr = r->start; addr < r->end; addr = next) {
 		word = af_range_word(r, addr);
-		next = word ? addr + PMD_SIZE : next_pud(addr, r->end);
+		next = word ? addr + PMD_SIZE : af_next_pud(addr, r->end);
 		if (!word || !(addr & ~PUD_MASK))
 			cond_resched();
 		if (word && READ_ONCE(*word) == AF_WORD_NONE) {

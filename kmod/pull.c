@@ -28,15 +28,12 @@
 static struct lockdep_map chunk_busy __maybe_unused =
 	AF_LOCKDEP_MAP_INIT("chunk_busy", &chunk_busy);
 
-/**
- * af_pmd_lookup - the PMD entry for @addr
- * @mm: mm whose upper tables exist for @addr: park made or saw them, and they
- *	are freed only after unmap_vmas() or exit_mmap(), which pull first
- * @addr: user address
- *
- * Return: the entry, NULL if that invariant does not hold.
+/*
+ * The PMD entry for @addr. The upper tables exist: park made or saw them, and
+ * they are freed only after unmap_vmas() or exit_mmap(), which pull first. NULL
+ * if that invariant does not hold.
  */
-pmd_t *af_pmd_lookup(struct mm_struct *mm, unsigned long addr)
+static pmd_t *pmd_lookup(struct mm_struct *mm, unsigned long addr)
 {
 	pgd_t *pgd = pgd_offset(mm, addr);
 	p4d_t *p4d;
@@ -220,7 +217,7 @@ static void attach(struct af_session *s, enum af_role role,
 	struct mm_struct *mm = af_mm(s, role);
 	/* The parent never stopped counting its table. */
 	bool counted = role == AF_PARENT;
-	pmd_t *pmd = af_pmd_lookup(mm, addr);
+	pmd_t *pmd = pmd_lookup(mm, addr);
 	bool free = false;
 
 	if (pmd) {
@@ -447,7 +444,8 @@ void af_pull_range(struct af_session *s, unsigned long start,
 			if (!word || !(addr & ~PUD_MASK))
 				cond_resched();
 			if (!word) {
-				addr = (addr & PUD_MASK) + PUD_SIZE;
+				/* The next range may have a block for the rest. */
+				addr = af_next_pud(addr, stop);
 				continue;
 			}
 			if (word_pending(word)) {

@@ -29,8 +29,8 @@ static struct workqueue_struct *wq;
 
 /*
  * Sessions plus armed threads: zero lets every hook return at once. A hook
- * that must see a session is ordered after its creation by mmap_lock or the
- * anon_vma root lock; nothing else needs this counter to be exact.
+ * that must see a session is ordered after its creation by mmap_lock, the VMA's
+ * lock or the anon_vma root lock; nothing else needs this counter to be exact.
  */
 int af_active __read_mostly;
 static DEFINE_SPINLOCK(active_lock);

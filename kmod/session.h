@@ -21,7 +21,9 @@
  *	      mmap_lock of the trampoline mm
  *	        PTE table locks, mmlist_lock
  *	    pmd_lock of the child, then of the parent	(never both)
- *	armed_lock, af_file.lock, stats_lock, guard_lock: leaves
+ *	armed_lock, then active_lock
+ *	hash_lock, then stats_lock
+ *	af_file.lock, guard_lock, idle_lock, reserve_lock: leaves
  */
 #ifndef _AF_SESSION_H
 #define _AF_SESSION_H
@@ -169,6 +171,11 @@ static inline void af_count_add(struct af_session *s, enum af_count c, long n)
 	atomic_long_add(n, &s->count[c]);
 }
 
+static inline unsigned long af_next_pud(unsigned long addr, unsigned long end)
+{
+	return min((addr & PUD_MASK) + PUD_SIZE, end);
+}
+
 /* Word of the chunk at @addr (inside @r), NULL where nothing was parked. */
 static inline unsigned long *af_range_word(const struct af_range *r,
 					   unsigned long addr)
@@ -233,12 +240,10 @@ void af_sync_range(struct mm_struct *mm, unsigned long start,
 		   unsigned long end, enum asyncfork_hook hook);
 void af_pull_child(struct af_session *s);
 void af_pull_helper(struct af_session *s, unsigned int nr);
-pmd_t *af_pmd_lookup(struct mm_struct *mm, unsigned long addr);
 void af_reserve_fill(struct af_session *s);
 void af_reserve_free(struct af_session *s);
 
 /* copy.c */
-struct af_tramp;
 unsigned int af_copy_plain(struct mm_struct *child, pmd_t saved,
 			   pgtable_t table, unsigned long addr);
 int af_copy_odd(struct af_session *s, const struct af_range *r,

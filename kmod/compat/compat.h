@@ -2,7 +2,7 @@
 /*
  * Every difference between kernel versions, one API for the core
  *
- * The only file of the module that may look at LINUX_VERSION_CODE.
+ * Nothing outside this directory may look at LINUX_VERSION_CODE.
  */
 #ifndef _AF_COMPAT_H
 #define _AF_COMPAT_H

@@ -4,12 +4,15 @@
 use super::common::while_held;
 use super::writes::overwrite_random;
 use super::Test;
-use crate::claim;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES, PAGE};
 use crate::rng::Rng;
 use crate::verdict::Outcome;
+use crate::{claim, require, skip_unless};
+use asyncfork_watch::kernel_since;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
@@ -40,6 +43,11 @@ pub const TESTS: &[Test] = &[
         "hundreds_of_parkable_mappings_reach_both_sides",
         many_parkable,
     ),
+    Test::new(
+        "gib_first_touched_while_fork_is_on_its_way_to_it_is_pulled_too",
+        touched_on_the_way,
+    )
+    .module(),
 ];
 
 /// Maps and fills a range that may start and end anywhere.
@@ -244,4 +252,80 @@ fn many_parkable(ctx: &Ctx) -> Outcome<String> {
     arenas.iter().try_for_each(Arena::verify)?;
     ended.whole(N as u64)?;
     Ok(ended.detail())
+}
+
+/// From 6.4 on a fault needs no more than the lock of its VMA, so while fork() copies one VMA, another may get its first page,
+/// and with it the page table of a GiB in which the VMAs before it have none.
+fn touched_on_the_way(ctx: &Ctx) -> Outcome<String> {
+    skip_unless!(
+        kernel_since(6, 4)?,
+        "faults wait for the end of the fork here"
+    );
+    const GIB: usize = 1 << 30;
+    const BUSY: usize = 64 << 20;
+    const VALUE: u64 = 42;
+    let mut rng = ctx.rng();
+    let mut met = 0;
+    let mut fork_takes = Duration::ZERO;
+    for round in 0..10 {
+        let room = Span::reserve(4 * GIB)?;
+        let all = room.part(room.addr().next_multiple_of(GIB) - room.addr(), 2 * GIB);
+        all.map(RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
+        all.advise(libc::MADV_NOHUGEPAGE)?;
+        let mut arena = Arena::adopt(&mut rng, all.part(0, 4 * CHUNK), Want::Zero);
+        arena.fill(0);
+        // The first mapping reaches into the second GiB; then come those that keep fork() busy; then the one that is touched.
+        for page in (0..BUSY / PAGE).step_by(8) {
+            all.part(GIB + GIB / 4, BUSY)
+                .page(page)
+                .advise(libc::MADV_DONTDUMP)?;
+        }
+        let page = all.part(GIB + GIB / 2, PAGE);
+
+        // A thread that only starts would need mmap_lock, too.
+        let together = Barrier::new(2);
+        // Somewhere in the middle of what the last fork took.
+        let wait = fork_takes * rng.below(64) as u32 / 64;
+        let (session, touched, returned) = std::thread::scope(|scope| -> Outcome<_> {
+            let toucher = scope.spawn(|| {
+                together.wait();
+                let start = Instant::now();
+                while start.elapsed() < wait {
+                    std::hint::spin_loop();
+                }
+                page.store(0, VALUE);
+                Instant::now()
+            });
+            together.wait();
+            let start = Instant::now();
+            let session = ctx.fork().start(|| arena.verify());
+            let returned = Instant::now();
+            fork_takes = returned - start;
+            let touched = toucher.join().expect("the thread does not panic");
+            Ok((session?, touched, returned))
+        })?;
+        let ended = session
+            .finish()
+            .map_err(|v| v.at(format!("round {round}")))?;
+        ended.done()?;
+        let parked = ended.report().map_or(0, |r| r.parked);
+        if touched < returned && parked == arena.chunks() + 1 {
+            met += 1;
+        }
+        let again = ctx.fork().start(|| {
+            arena.verify()?;
+            claim!(page.load(0) == VALUE, "the touched page is lost");
+            Ok(())
+        })?;
+        again.finish()?.whole(arena.chunks() + 1)?;
+        all.unmap()?;
+    }
+    require!(
+        met > 0,
+        "no touch came while fork() was between the two mappings"
+    );
+    Ok(format!(
+        "{met} touches on the way, fork {} ms",
+        fork_takes.as_millis()
+    ))
 }
