@@ -3,8 +3,8 @@
  * What the patched call at the start of a hooked function reaches
  *
  * On the stack: return address into the hooked function, above it the one
- * into its caller. Without sessions and armed threads a hook costs one
- * compare. All argument registers are kept for the hooked function.
+ * into its caller. Without sessions and armed threads a hook costs one compare,
+ * but for AF_HOOK_ALWAYS. Argument registers are kept for the hooked function.
  */
 #include <linux/linkage.h>
 #include <asm/asm-offsets.h>
