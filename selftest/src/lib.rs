@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Functional self-test: does every hook of the module fire on the running kernel?
+//! Functional self-test: do the hooks of the module fire on the running kernel?
 //!
 //! For each hook a helper process with a few parked chunks does the one operation that must pull a chunk, while its child is
 //! kept from copying. The session's own report says who pulled; parent and child compare every byte. What other processes
@@ -80,7 +80,7 @@ pub fn exit_code(result: &Result<Report, Error>) -> u8 {
     }
 }
 
-/// Exercises every hook once through the device at `path`.
+/// Exercises every kind of hook once, but for page migration and core dumps, through the device at `path`.
 ///
 /// The caller's memory is only forked the ordinary way, and its children are left alone. A caller with other threads should
 /// see to it that they do not fork meanwhile: a process that inherits the self-test's pipe keeps it waiting.

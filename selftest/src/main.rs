@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `asyncfork-selftest`: does every hook of the module fire on this kernel?
+//! `asyncfork-selftest`: do the hooks of the module fire on this kernel?
 
 use clap::Parser;
 use std::ffi::CString;
@@ -7,9 +7,9 @@ use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::process::ExitCode;
 
-/// Shows on the running kernel that every hook of the asyncfork module fires.
+/// Shows on the running kernel that the hooks of the asyncfork module fire.
 ///
-/// Forks small helper processes with parked memory and exercises each hook once. Takes well under a second and about 16 MiB,
+/// Forks small helper processes with parked memory and exercises each hook once, but for those of page migration and core dumps. Takes about a second and 16 MiB,
 /// and needs nothing but access to the device. Prints a line for each hook and one with the verdict.
 #[derive(Parser)]
 #[command(
