@@ -9,8 +9,9 @@ use std::process::ExitCode;
 
 /// Shows on the running kernel that the hooks of the asyncfork module fire.
 ///
-/// Forks small helper processes with parked memory and exercises each hook once, but for those of page migration and core dumps. Takes about a second and 16 MiB,
-/// and needs nothing but access to the device. Prints a line for each hook and one with the verdict.
+/// Forks small helper processes with parked memory and exercises each hook once, but for those of page migration and core
+/// dumps. Takes about a second and 16 MiB, and needs nothing but access to the device. Prints a line for each hook and one
+/// with the verdict.
 #[derive(Parser)]
 #[command(
     name = "asyncfork-selftest",

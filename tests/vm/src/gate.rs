@@ -50,7 +50,7 @@ pub struct GateOptions {
     /// Seed of the random tests [default: a new one, printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// The full suite alone, with 5-level page tables on or off [default: all three suites]
+    /// One suite, with 5-level page tables on or off [default: "full" with both, and "faults"]
     #[arg(long)]
     pub la57: Option<La57>,
     /// What the VMs run on

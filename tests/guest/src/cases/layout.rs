@@ -262,7 +262,6 @@ fn touched_on_the_way(ctx: &Ctx) -> Outcome<String> {
         "faults wait for the end of the fork here"
     );
     const GIB: usize = 1 << 30;
-    const BUSY: usize = 64 << 20;
     const VALUE: u64 = 42;
     let mut rng = ctx.rng();
     let mut met = 0;
@@ -275,10 +274,9 @@ fn touched_on_the_way(ctx: &Ctx) -> Outcome<String> {
         let mut arena = Arena::adopt(&mut rng, all.part(0, 4 * CHUNK), Want::Zero);
         arena.fill(0);
         // The first mapping reaches into the second GiB; then come those that keep fork() busy; then the one that is touched.
-        for page in (0..BUSY / PAGE).step_by(8) {
-            all.part(GIB + GIB / 4, BUSY)
-                .page(page)
-                .advise(libc::MADV_DONTDUMP)?;
+        let busy = all.part(GIB + GIB / 4, 64 << 20);
+        for page in (0..busy.pages()).step_by(8) {
+            busy.page(page).advise(libc::MADV_DONTDUMP)?;
         }
         let page = all.part(GIB + GIB / 2, PAGE);
 

@@ -5,8 +5,9 @@
 # From the environment: ROOT the guest's root, DROPIN, SHIM, SERVER (redis or valkey),
 # OUT an empty directory in a tmpfs.
 set -eu
-unit=/etc/systemd/system
 service=$SERVER-server
+units=etc/systemd/system
+dropins=$units/$service.service.d
 
 mkdir "$OUT/upper" "$OUT/work" "$OUT/new"
 mount -t overlay -o "lowerdir=$ROOT,upperdir=$OUT/upper,workdir=$OUT/work" overlay "$OUT/new"
@@ -19,16 +20,15 @@ mount -t tmpfs tmpfs run
 mkdir run/out
 mount --bind "$OUT" run/out
 
-# As the README has it. The rule is udev's to follow, and there is none here.
+# As docs/operating.md has it. The rule is udev's to follow, and there is none here.
 install -m 755 "$SHIM" usr/local/lib/libasyncfork.so
 chroot . groupadd --system asyncfork
 chgrp "$(chroot . getent group asyncfork | cut -d: -f3)" dev/asyncfork
 chmod 0660 dev/asyncfork
-mkdir ".$unit/$service.service.d"
-cp "$DROPIN" ".$unit/$service.service.d/asyncfork.conf"
+mkdir "$dropins"
+cp "$DROPIN" "$dropins/asyncfork.conf"
 # So that a small server will do.
-printf '[Service]\nEnvironment=ASYNCFORK_LOG=info ASYNCFORK_MIN_RSS=1M\n' \
-	>".$unit/$service.service.d/test.conf"
+printf '[Service]\nEnvironment=ASYNCFORK_LOG=info ASYNCFORK_MIN_RSS=1M\n' >"$dropins/test.conf"
 
 # Only the user of the unit may read what is in these.
 for dir in "etc/$SERVER" "var/lib/$SERVER" "var/log/$SERVER"; do
@@ -38,7 +38,7 @@ done
 printf '%s\n' 'port 0' "unixsocket /run/$SERVER/socket" "dir /var/lib/$SERVER" \
 	'enable-debug-command local' 'save ""' >"etc/$SERVER/$SERVER.conf"
 
-cat >".$unit/asyncfork-test.service" <<END
+cat >"$units/asyncfork-test.service" <<END
 [Unit]
 Wants=$service.service
 After=$service.service
