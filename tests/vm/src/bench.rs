@@ -67,11 +67,17 @@ pub struct Bench {
     pub release: String,
     /// Directory that the VMs have as their root file system.
     pub guest_root: PathBuf,
+    /// Directory of the guest root that has the VMs' QEMU.
+    pub qemu_root: PathBuf,
 }
+
+/// The kernel whose guest root has QEMU, whatever the VMs boot; see scripts/qemu.
+const QEMU_SERIES: Series = Series::V6_12;
 
 impl Bench {
     /// The bench of the current directory, which must be the repository root.
-    /// Makes the guest root if there is none.
+    /// Makes the guest roots that it needs if there are none, so that a VM has
+    /// nothing left to wait for.
     ///
     /// Errors: another directory, no guest root to be had, no virtme-ng, or a
     /// path that virtme-ng cannot hand to the guest.
@@ -81,7 +87,11 @@ impl Bench {
 
     /// [`Bench::open`], or with the larger guest root of `scripts/suites`.
     pub fn open_root(series: Series, suites: bool) -> Result<Self> {
-        let root = std::env::current_dir()?.canonicalize()?;
+        Self::open_in(&std::env::current_dir()?, series, suites)
+    }
+
+    fn open_in(root: &Path, series: Series, suites: bool) -> Result<Self> {
+        let root = root.canonicalize()?;
         ensure!(
             root.join("scripts/root").exists(),
             "run this from the repository root"
@@ -93,6 +103,7 @@ impl Bench {
             series,
             guest_root: ask(&root, &[larger, &[name]].concat())?.into(),
             release: ask(&root, &[larger, &["--release", name]].concat())?,
+            qemu_root: ask(&root, &[QEMU_SERIES.name()])?.into(),
             root,
         };
         ensure!(
@@ -107,7 +118,7 @@ impl Bench {
         self.root.join("target/venv/bin")
     }
 
-    /// What the VMs run on.
+    /// What the VMs run on. It needs `ASYNCFORK_QEMU_ROOT`, [`Bench::qemu_root`].
     pub fn qemu(&self) -> PathBuf {
         self.root.join("scripts/qemu")
     }
@@ -144,7 +155,7 @@ fn ask(root: &Path, args: &[&str]) -> Result<String> {
         .with_context(|| format!("cannot run {}", script.display()))?;
     if !out.status.success() {
         bail!(
-            "no kernel to boot: scripts/root {}: {}",
+            "nothing to boot: scripts/root {}: {}",
             args.join(" "),
             out.status
         );
@@ -168,12 +179,46 @@ pub fn check_path(path: &Path) -> Result<()> {
 mod tests {
     use super::*;
     use clap::ValueEnum;
+    use std::fs;
 
     #[test]
     fn a_series_is_called_as_on_the_command_line() {
         for &series in Series::value_variants() {
             assert_eq!(Series::from_str(series.name(), false), Ok(series));
         }
+    }
+
+    /// A checkout of which `scripts/root` writes down what it is asked for. Not made by
+    /// this process: a file that it has open for writing is none to execute.
+    fn checkout(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("asyncfork-{name}-{}", std::process::id()));
+        let script = r##"
+            mkdir -p "$1/scripts" "$1/target/venv/bin"
+            : >"$1/target/venv/bin/vng"
+            cat >"$1/scripts/root" <<'END'
+#!/bin/sh
+cd "${0%/*}" && echo "$*" >>asked && echo "/roots/$*"
+END
+            chmod +x "$1/scripts/root"
+        "##;
+        let made = Command::new("sh")
+            .args(["-euc", script, "sh"])
+            .arg(&dir)
+            .status();
+        assert!(made.unwrap().success());
+        dir.canonicalize().unwrap()
+    }
+
+    #[test]
+    fn a_bench_has_both_guest_roots_before_a_vm_starts() {
+        let dir = checkout("bench");
+        let bench = Bench::open_in(&dir, Series::V6_1, true).unwrap();
+        assert_eq!(bench.guest_root, Path::new("/roots/--suites 6.1"));
+        assert_eq!(bench.release, "/roots/--suites --release 6.1");
+        assert_eq!(bench.qemu_root, Path::new("/roots/6.12"));
+        let asked = fs::read_to_string(dir.join("scripts/asked")).unwrap();
+        assert_eq!(asked, "--suites 6.1\n--suites --release 6.1\n6.12\n");
+        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

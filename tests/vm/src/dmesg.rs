@@ -74,10 +74,10 @@ const COMPLAINT_PAIRS: &[(&str, &str)] = &[
 /// A stack trace is a complaint unless it belongs to a report found already.
 const STACK_TRACE: &str = "Call Trace:";
 
-/// Reports with a stack trace that mean no harm: (heading, why).
+/// Reports that mean no harm: (heading, why). Each excuses one stack trace, its own.
 const ALLOWED_REPORTS: &[(&str, &str)] = &[
     (
-        "invoked oom-killer:",
+        " invoked oom-killer: gfp_mask=",
         "tests hit memory limits on purpose; the kernel explains its choice of a victim",
     ),
     (
@@ -86,14 +86,14 @@ const ALLOWED_REPORTS: &[(&str, &str)] = &[
     ),
 ];
 
-/// Lines that mean no harm: (beginning, why).
+/// The guest's init, which names the program that it could not run. Not all that begins with its name
+/// is its own: of an allocation that fails under it the kernel says "virtme-ng-init: page allocation failure".
+const INIT_WARNS: &str = "virtme-ng-init: WARNING: failed to run: ";
+
+/// Lines that mean no harm: (the whole line, why).
 const ALLOWED_LINES: &[(&str, &str)] = &[
     (
-        "virtme-ng-init: ",
-        "the guest's init warns of host programs that it would use if they were there",
-    ),
-    (
-        "rcu: \tRCU callback double-/use-after-free debug is enabled",
+        "rcu: \tRCU callback double-/use-after-free debug is enabled.",
         "a kernel of scripts/debug-kernel says at boot what it looks for",
     ),
     (
@@ -142,23 +142,25 @@ impl fmt::Display for Finding {
 pub fn scan(log: &str) -> Vec<Finding> {
     let mut findings: Vec<(String, Finding)> = Vec::new();
     let mut test: Option<&str> = None;
+    // Before this line, traces belong to a complaint found already.
     let mut report_end = 0;
+    // Before this one, so many belong to allowed reports, of which two CPUs may mix theirs.
+    let mut excuse_end = 0;
+    let mut excused = 0;
 
     for (number, raw) in log.lines().enumerate() {
         let line = raw.trim_end();
         let text = message(line);
-        if let Some(name) = text.strip_prefix(TEST_MARKER) {
+        if let Some(name) = marked(text) {
             test = Some(name);
             report_end = number;
-        } else if ALLOWED_LINES
-            .iter()
-            .any(|(begin, _)| text.starts_with(begin))
-        {
+            excuse_end = number;
+        } else if is_allowed(text) {
             continue;
-        } else if ALLOWED_REPORTS.iter().any(|(head, _)| text.contains(head)) {
-            report_end = number + REPORT_LINES;
         } else if text.starts_with("---[ end trace") {
             report_end = number;
+        } else if text.contains(STACK_TRACE) && number < excuse_end && excused > 0 {
+            excused -= 1;
         } else if is_complaint(text) || (text.contains(STACK_TRACE) && number >= report_end) {
             report_end = number + REPORT_LINES;
             let kind = without_numbers(text);
@@ -176,6 +178,12 @@ pub fn scan(log: &str) -> Vec<Finding> {
                     },
                 )),
             }
+        } else if ALLOWED_REPORTS.iter().any(|(head, _)| text.contains(head)) {
+            if number >= excuse_end {
+                excused = 0;
+            }
+            excused += 1;
+            excuse_end = number + REPORT_LINES;
         }
     }
     findings.into_iter().map(|(_, finding)| finding).collect()
@@ -185,11 +193,27 @@ pub fn scan(log: &str) -> Vec<Finding> {
 pub fn last_test(log: &str) -> Option<&str> {
     log.lines()
         .rev()
-        .find_map(|line| message(line.trim_end()).strip_prefix(TEST_MARKER))
+        .find_map(|line| marked(message(line.trim_end())))
+}
+
+/// The test whose marker this is. A complaint is none, whatever it begins with.
+fn marked(text: &str) -> Option<&str> {
+    text.strip_prefix(TEST_MARKER)
+        .filter(|_| !is_complaint(text))
+}
+
+fn is_allowed(text: &str) -> bool {
+    text.starts_with(INIT_WARNS) || ALLOWED_LINES.iter().any(|(line, _)| text == *line)
+}
+
+/// Whether the line is the kernel's: it has a time stamp.
+pub fn is_stamped(line: &str) -> bool {
+    message(line) != line
 }
 
 /// `dmesg`'s output, then what only the console has: all of it when the guest
-/// died, else what was said after `dmesg` ran.
+/// died, else what was said after `dmesg` ran. Only a line with a time stamp can be
+/// told from another one that reads the same.
 pub fn merge(dmesg: &str, console: &str) -> String {
     let known: HashSet<&str> = dmesg.lines().map(str::trim_end).collect();
     let mut log = dmesg.to_owned();
@@ -197,7 +221,7 @@ pub fn merge(dmesg: &str, console: &str) -> String {
         log.push('\n');
     }
     for line in console.lines().map(str::trim_end) {
-        if !known.contains(line) {
+        if !(is_stamped(line) && known.contains(line)) {
             log.push_str(line);
             log.push('\n');
         }
@@ -402,6 +426,60 @@ mod tests {
     }
 
     #[test]
+    fn an_allowed_report_excuses_one_trace_and_nothing_else() {
+        for head in [
+            "python3 invoked oom-killer: gfp_mask=0xcc0(GFP_KERNEL), order=0",
+            "FAULT_INJECTION: forcing a failure.",
+        ] {
+            let report = format!("[ 1.0] {head}\n[ 1.1] Call Trace:\n[ 1.2]  <TASK>\n");
+            assert_eq!(scan(&report), [], "{head}");
+            assert_eq!(scan(&report.repeat(2)), [], "{head}");
+            let mixed = format!("[ 1.0] {head}\n{report}[ 1.3] Call Trace:\n");
+            assert_eq!(scan(&mixed), [], "{head}");
+            let late = format!(
+                "[ 1.0] {head}\n{}{report}",
+                "[ 1.0] x\n".repeat(REPORT_LINES)
+            );
+            let found = scan(&format!("{late}[ 1.3] Call Trace:\n"));
+            assert_eq!(found.len(), 1, "{head}");
+            // Somebody else's, in the midst of it or soon after.
+            let found = scan(&format!("{report}[ 1.3] Call Trace:\n"));
+            assert_eq!(found.len(), 1, "{head}");
+            // Not the next test's, either.
+            let found = scan(&format!(
+                "[ 1.0] {head}\n[ 1.1] asyncfork-test: b\n[ 1.2] Call Trace:\n"
+            ));
+            assert_eq!(found.len(), 1, "{head}");
+            // The heading hides no complaint on its own line.
+            assert_eq!(scan(&format!("[ 1.0] WARNING: {head}\n")).len(), 1);
+        }
+    }
+
+    #[test]
+    fn what_only_begins_like_a_harmless_line_is_a_complaint() {
+        for line in [
+            "virtme-ng-init: page allocation failure: order:0, mode:0x800(GFP_NOWAIT)",
+            "virtme-ng-init: WARNING: mm/memory.c:1293",
+            "rcu: \tRCU callback double-/use-after-free debug is enabled. BUG: x",
+            "WARNING: workqueue cpumask: online intersect > possible intersect, WARNING: x",
+            "BUG: KCSAN: data-race in flush_memcg_stats_dwork / tick_do_update_jiffies64 [asyncfork]",
+        ] {
+            assert!(complaint(line).line.ends_with(line));
+        }
+        for (line, _) in ALLOWED_LINES {
+            assert_eq!(scan(&format!("[ 1.0] {line}\n")), [], "{line}");
+        }
+    }
+
+    #[test]
+    fn a_complaint_is_no_marker() {
+        let line = "asyncfork-test: page allocation failure: order:0, mode:0x800";
+        let found = complaint(line);
+        assert_eq!(found.test.as_deref(), Some("munmap_of_parked_memory"));
+        assert_eq!(last_test(&format!("[ 1.0] {line}\n")), None);
+    }
+
+    #[test]
     fn a_data_race_is_a_complaint_unless_it_is_known() {
         let race = "BUG: KCSAN: data-race in flush_memcg_stats_dwork / tick_do_update_jiffies64";
         assert_eq!(scan(&format!("[ 1.0] {race}\n")), []);
@@ -419,6 +497,13 @@ mod tests {
             "[ 1.0] one\n[ 2.0] two\nSeaBIOS\n[ 3.0] Kernel panic - not syncing\n"
         );
         assert_eq!(merge("", "[ 1.0] one\r\n"), "[ 1.0] one\n");
+    }
+
+    #[test]
+    fn only_a_stamped_line_is_known_from_dmesg() {
+        let dmesg = "[ 1.0] one\nCall Trace:\n[ 2.0] asyncfork-test: a\n";
+        let console = "[ 1.0] one\nCall Trace:\n";
+        assert_eq!(merge(dmesg, console), format!("{dmesg}Call Trace:\n"));
     }
 
     #[test]

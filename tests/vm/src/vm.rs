@@ -6,16 +6,15 @@
 //! read-only. Only the run directory (`target/vm/run-*`) and `--share`
 //! directories are really written to: the guest's script leaves the command's
 //! output there, where the host follows it, and at last the exit status. The serial console, which
-//! still speaks when the guest dies, is recorded beside them.
+//! still speaks when the guest dies, is recorded beside them; what QEMU and vng
+//! have to say is another file, since it is not the guest's.
 
 use std::fmt;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -45,6 +44,13 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Run directories that are kept; younger than [`KEEP_AGE`] they all are.
 const KEEP_RUNS: usize = 20;
 const KEEP_AGE: Duration = Duration::from_secs(4 * 3600);
+
+/// The guest's serial console, as QEMU writes it, in the run directory.
+const CONSOLE: &str = "console.log";
+/// And what the programs on the host print.
+const HOST_LOG: &str = "host.log";
+/// Lines of each of them that are shown of a broken guest.
+const SHOWN_LINES: usize = 20;
 
 /// Where the guest finds the directories that it may write to, before its
 /// script puts them where they belong.
@@ -230,8 +236,8 @@ pub struct Outcome {
     pub end: End,
     /// The kernel's complaints; empty is good.
     pub findings: Vec<Finding>,
-    /// Run directory: `stdout`, `stderr`, `kernel.log`, `console.log`, and
-    /// what the command wrote to it.
+    /// Run directory: `stdout`, `stderr`, `kernel.log`, `console.log`, `host.log`,
+    /// and what the command wrote to it.
     pub dir: PathBuf,
 }
 
@@ -254,22 +260,37 @@ impl Outcome {
     /// Says on stderr what went wrong, if anything did. The lines begin with
     /// `prefix`.
     pub fn explain(&self, prefix: &str) {
+        for line in self.explanation() {
+            eprintln!("{prefix}{line}");
+        }
+    }
+
+    fn explanation(&self) -> Vec<String> {
+        let mut lines = Vec::new();
         match &self.end {
             End::Broken(why) => {
-                eprintln!("{prefix}vm: BROKEN: {why}");
-                for line in last_lines(&console(&self.dir), 20) {
-                    eprintln!("{prefix}    | {line}");
+                lines.push(format!("vm: BROKEN: {why}"));
+                for (name, whose) in [(HOST_LOG, "host"), (CONSOLE, "")] {
+                    let log = read(&self.dir, name);
+                    lines.extend(
+                        last_lines(&log, SHOWN_LINES)
+                            .iter()
+                            .map(|line| format!("    {whose}| {line}")),
+                    );
                 }
             }
-            End::TimedOut => eprintln!("{prefix}vm: TIMED OUT"),
+            End::TimedOut => lines.push("vm: TIMED OUT".into()),
             End::Exited(_) => {}
         }
-        for finding in &self.findings {
-            eprintln!("{prefix}vm: kernel complaint: {finding}");
-        }
+        lines.extend(
+            self.findings
+                .iter()
+                .map(|finding| format!("vm: kernel complaint: {finding}")),
+        );
         if self.exit_code() != 0 {
-            eprintln!("{prefix}vm: logs are in {}", self.dir.display());
+            lines.push(format!("vm: logs are in {}", self.dir.display()));
         }
+        lines
     }
 }
 
@@ -332,10 +353,7 @@ impl VmOptions {
         let _ = fs::remove_file(dir.join("disk"));
         let end = end?;
 
-        let read = |name: &str| {
-            String::from_utf8_lossy(&fs::read(dir.join(name)).unwrap_or_default()).into_owned()
-        };
-        let log = dmesg::merge(&read("dmesg"), &read("console.log"));
+        let log = guest_log(&dir);
         fs::write(dir.join("kernel.log"), &log)?;
         let mut findings = dmesg::scan(&log);
         if matches!(end, End::Exited(_)) {
@@ -399,7 +417,8 @@ impl VmOptions {
                     Some(_) => "the guest died while the command ran",
                     None => "the guest did not boot",
                 };
-                End::Broken(format!("{what}: {}", last_word(&console(dir))))
+                let (console, host) = (read(dir, CONSOLE), read(dir, HOST_LOG));
+                End::Broken(format!("{what}: {}", last_word(&console, &host)))
             }),
         };
         if let (Some(want), Some(_)) = (self.la57, progress.started) {
@@ -430,13 +449,20 @@ impl VmOptions {
             .arg(&bench.guest_root)
             .arg("--qemu")
             .arg(bench.qemu())
+            .env("ASYNCFORK_QEMU_ROOT", &bench.qemu_root)
             // Without this it may pick virtiofs, whose daemon outlives us.
             .arg("--force-9p")
             .args(["--name", "asyncfork"])
             .args(["--memory", &self.memory])
             .args(["--cpus", &self.cpus.to_string()])
-            // The boot console goes to stderr, which Guest::start() records.
-            .arg("--verbose");
+            // The boot console goes to vng's stderr, among all that others write there;
+            // so send it to a file of its own. QEMU refuses this if vng, another version,
+            // gives the console another name.
+            .arg("--verbose")
+            .arg(format!(
+                "--qemu-opts=-set chardev.console.path={}",
+                dir.join(CONSOLE).display()
+            ));
         if accel == Accel::Tcg {
             vng.arg("--disable-kvm");
         }
@@ -648,44 +674,33 @@ struct Guest {
     child: Child,
     /// The leader, and with it the group's number, is gone.
     reaped: bool,
-    spoke: Arc<AtomicBool>,
-    recorder: Option<JoinHandle<io::Result<()>>>,
+    /// Where the guest's console is recorded.
+    console: PathBuf,
+    spoke: bool,
+    recorder: Option<JoinHandle<io::Result<u64>>>,
 }
 
 impl Guest {
+    /// What vng and its children print goes to [`HOST_LOG`] in `dir`. By a pipe: QEMU
+    /// opens its output again, and would begin a file anew.
     fn start(mut vng: Command, dir: &Path) -> Result<Self> {
-        let mut log = File::create(dir.join("console.log"))?;
-        let mut child = vng
+        let mut log = File::create(dir.join(HOST_LOG))?;
+        let (mut output, theirs) = io::pipe()?;
+        let child = vng
             .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
+            .stdout(theirs.try_clone()?)
+            .stderr(theirs)
             .process_group(0)
             .spawn()
             .context("cannot start vng: run scripts/setup")?;
-        let mut console = child.stderr.take().context("vng has no stderr")?;
-        let spoke = Arc::new(AtomicBool::new(false));
-        let recorder = thread::spawn({
-            let spoke = Arc::clone(&spoke);
-            move || {
-                let mut buffer = [0; 4096];
-                loop {
-                    match console.read(&mut buffer)? {
-                        0 => return Ok(()),
-                        n => {
-                            log.write_all(&buffer[..n])?;
-                            if kernel_speaks(&buffer[..n]) {
-                                spoke.store(true, Ordering::Relaxed);
-                            }
-                        }
-                    }
-                }
-            }
-        });
+        // It holds a writing end, with which the pipe would never come to its end.
+        drop(vng);
         Ok(Guest {
             child,
             reaped: false,
-            spoke,
-            recorder: Some(recorder),
+            console: dir.join(CONSOLE),
+            spoke: false,
+            recorder: Some(thread::spawn(move || io::copy(&mut output, &mut log))),
         })
     }
 
@@ -702,18 +717,20 @@ impl Guest {
     }
 
     /// Whether the guest's kernel has said anything.
-    fn spoke(&self) -> bool {
-        self.spoke.load(Ordering::Relaxed)
+    fn spoke(&mut self) -> bool {
+        self.spoke = self.spoke
+            || fs::read(&self.console).is_ok_and(|c| kernel_speaks(&String::from_utf8_lossy(&c)));
+        self.spoke
     }
 
-    /// Ends whatever is left and completes the console's record.
+    /// Ends whatever is left and completes the record of what it printed.
     fn stop(&mut self) -> Result<()> {
         self.kill()?;
         if let Some(recorder) = self.recorder.take() {
             recorder
                 .join()
                 .expect("the recorder does not panic")
-                .context("cannot record the console")?;
+                .context("cannot record what vng prints")?;
         }
         Ok(())
     }
@@ -805,9 +822,9 @@ fn shell_line(command: &[String]) -> String {
     quoted.join(" ")
 }
 
-/// Time stamps begin the kernel's lines; the BIOS and vng have none.
-fn kernel_speaks(bytes: &[u8]) -> bool {
-    bytes.windows(5).any(|w| w == b"[    ")
+/// Time stamps begin the kernel's lines; the BIOS has none.
+fn kernel_speaks(console: &str) -> bool {
+    console.lines().any(dmesg::is_stamped)
 }
 
 /// The guest's last word, `exited STATUS` or `timeout STATUS`.
@@ -819,16 +836,24 @@ fn parse_status(text: &str) -> Option<End> {
     }
 }
 
-fn console(dir: &Path) -> String {
-    String::from_utf8_lossy(&fs::read(dir.join("console.log")).unwrap_or_default()).into_owned()
+/// A file of the run directory, or nothing.
+fn read(dir: &Path, name: &str) -> String {
+    String::from_utf8_lossy(&fs::read(dir.join(name)).unwrap_or_default()).into_owned()
 }
 
-/// What tells best why the guest is gone: a panic's reason, or the last line.
-fn last_word(console: &str) -> &str {
-    let lines = || console.lines().map(str::trim).filter(|l| !l.is_empty());
-    lines()
-        .find(|line| line.contains("Kernel panic"))
-        .or_else(|| lines().next_back())
+/// All that the guest's kernel has said, and nobody else.
+fn guest_log(dir: &Path) -> String {
+    dmesg::merge(&read(dir, "dmesg"), &read(dir, CONSOLE))
+}
+
+/// What tells best why the guest is gone: a panic's reason, or the last line; that of
+/// QEMU or vng if there never was a guest.
+fn last_word<'a>(console: &'a str, host: &'a str) -> &'a str {
+    let lines = |log: &'a str| log.lines().map(str::trim).filter(|l| !l.is_empty());
+    lines(console)
+        .find(|line| dmesg::is_stamped(line) && line.contains("Kernel panic"))
+        .or_else(|| lines(console).next_back())
+        .or_else(|| lines(host).next_back())
         .unwrap_or("the console is empty")
 }
 
@@ -944,19 +969,113 @@ mod tests {
 
     #[test]
     fn only_the_kernel_counts_as_speaking() {
-        assert!(!kernel_speaks(
-            b"\x1bc\x1b[?7l\x1b[2JSeaBIOS (version 1.16)\r\n"
-        ));
-        assert!(kernel_speaks(b"ok\r\n[    0.000000] Linux version 6.1"));
+        for bios in [
+            "\x1bc\x1b[?7l\x1b[2JSeaBIOS (version 1.16)\r\n",
+            "[    a table of the BIOS's\r\n",
+            "",
+        ] {
+            assert!(!kernel_speaks(bios), "{bios}");
+        }
+        assert!(kernel_speaks("ok\r\n[    0.000000] Linux version 6.1"));
+        assert!(kernel_speaks("[  123.000000] late\r\n"));
     }
 
     #[test]
     fn a_panic_explains_a_death_best() {
         let panic =
             "[ 1.0] Kernel panic - not syncing: x\r\n[ 1.1]  </TASK>\r\n[ 1.2] Kernel Offset\r\n";
-        assert_eq!(last_word(panic), "[ 1.0] Kernel panic - not syncing: x");
-        assert_eq!(last_word("qemu: one\nqemu: two\n\n"), "qemu: two");
-        assert_eq!(last_word(""), "the console is empty");
+        let host = "qemu: one\nqemu: two, no Kernel panic\n\n";
+        assert_eq!(
+            last_word(panic, host),
+            "[ 1.0] Kernel panic - not syncing: x"
+        );
+        assert_eq!(last_word("[ 1.0] a\r\n[ 1.1] b\r\n", host), "[ 1.1] b");
+        let word = "no Kernel panic yet\r\n[ 1.1] b\r\n";
+        assert_eq!(last_word(word, host), "[ 1.1] b");
+        assert_eq!(last_word("\r\n", host), "qemu: two, no Kernel panic");
+        assert_eq!(last_word("", ""), "the console is empty");
+    }
+
+    /// An empty directory.
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("asyncfork-{name}-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    /// Runs a shell script in the place of vng, to its end.
+    fn guest(dir: &Path, script: &str) -> Guest {
+        let mut vng = Command::new("sh");
+        vng.args(["-c", script]).current_dir(dir);
+        let guest = Guest::start(vng, dir).unwrap();
+        while !guest.exited().unwrap() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        guest
+    }
+
+    #[test]
+    fn what_the_host_prints_is_not_the_guests() {
+        const COMPLAINT: &str = "[    1.000000] WARNING: no mount point";
+        let dir = scratch("host");
+        let mut guest = guest(
+            &dir,
+            &format!("echo SeaBIOS >{CONSOLE}; echo '{COMPLAINT}' >&2; echo vng"),
+        );
+        assert!(!guest.spoke());
+        guest.stop().unwrap();
+        assert_eq!(dmesg::scan(&guest_log(&dir)), []);
+        assert_eq!(read(&dir, HOST_LOG), format!("{COMPLAINT}\nvng\n"));
+
+        // The same line of the guest is one, and the host's does not hide it.
+        fs::write(dir.join(CONSOLE), format!("{COMPLAINT}\r\n")).unwrap();
+        assert!(guest.spoke());
+        assert_eq!(dmesg::scan(&guest_log(&dir)).len(), 1);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_broken_guest_is_explained_by_both_logs() {
+        let dir = scratch("explain");
+        fs::write(dir.join(HOST_LOG), "qemu: no memory\n").unwrap();
+        fs::write(dir.join(CONSOLE), "Booting\r\n").unwrap();
+        let mut outcome = outcome(End::Broken("why".into()), 0);
+        outcome.dir.clone_from(&dir);
+        assert_eq!(
+            outcome.explanation(),
+            [
+                "vm: BROKEN: why".to_owned(),
+                "    host| qemu: no memory".to_owned(),
+                "    | Booting".to_owned(),
+                format!("vm: logs are in {}", dir.display()),
+            ]
+        );
+        outcome.end = End::Exited(0);
+        assert_eq!(outcome.explanation(), [""; 0]);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_console_has_a_file_and_qemu_a_root_of_its_own() {
+        let bench = Bench {
+            root: "/repo".into(),
+            series: Series::V6_1,
+            release: "6.1.0-1-amd64".into(),
+            guest_root: "/repo/target/roots/debian12".into(),
+            qemu_root: "/repo/target/roots/debian13".into(),
+        };
+        let vng = VmOptions::default()
+            .vng(&bench, Accel::Tcg, Path::new("/repo/target/vm/run-1-0"))
+            .unwrap();
+        let path = "--qemu-opts=-set chardev.console.path=/repo/target/vm/run-1-0/console.log";
+        assert!(vng.get_args().any(|arg| arg == path), "{vng:?}");
+        let root = bench.qemu_root.as_os_str();
+        assert!(
+            vng.get_envs()
+                .any(|env| env == ("ASYNCFORK_QEMU_ROOT".as_ref(), Some(root))),
+            "{vng:?}"
+        );
     }
 
     #[test]

@@ -59,6 +59,36 @@ fn dkms_knows_the_module_by_its_version() {
     );
 }
 
+#[test]
+fn the_vms_emulator_makes_nothing() {
+    // The root of the Debian with QEMU, as if it were QEMU; and no scripts/root at all.
+    let dir = std::env::temp_dir().join(format!("asyncfork-qemu-{}", std::process::id()));
+    fs::create_dir_all(dir.join("lib64")).unwrap();
+    let script = dir.join("qemu");
+    fs::copy(repository().join("scripts/qemu"), &script).unwrap();
+    let run = |root: Option<&Path>| {
+        let mut qemu = Command::new("bash");
+        qemu.arg(&script)
+            .arg("-version")
+            .env_remove("ASYNCFORK_QEMU_ROOT");
+        if let Some(root) = root {
+            qemu.env("ASYNCFORK_QEMU_ROOT", root);
+        }
+        let out = qemu.output().expect("bash runs");
+        (out.status.success(), format!("{out:?}"))
+    };
+    let loader = dir.join("lib64/ld-linux-x86-64.so.2");
+    std::os::unix::fs::symlink("/bin/echo", loader).unwrap();
+    let (worked, out) = run(Some(&dir));
+    assert!(
+        worked && out.contains("/usr/bin/qemu-system-x86_64 -L"),
+        "{out}"
+    );
+    let (worked, out) = run(None);
+    assert!(!worked && out.contains("ASYNCFORK_QEMU_ROOT"), "{out}");
+    fs::remove_dir_all(&dir).unwrap();
+}
+
 /// Runs the scan over an object file made of `source`.
 fn scan(name: &str, source: &str, flags: &[&str]) -> Output {
     let dir = std::env::temp_dir().join(format!("asyncfork-calls-{}-{name}", std::process::id()));
