@@ -96,6 +96,29 @@ static struct af_file *armed_take(struct asyncfork_arm *arm)
 	return f;
 }
 
+/* Threads of current that have this mm, if nobody else has: its users. */
+static bool only_threads(struct mm_struct *mm)
+{
+	/* One's own stays. */
+	struct sighand_struct *sighand =
+		rcu_dereference_protected(current->sighand, true);
+	struct task_struct *t;
+	int users, own = 0;
+
+	/*
+	 * Users first, then the threads that are among them. One that ends
+	 * meanwhile gives up its mm before it gives up its use of it, and a new
+	 * one is listed under siglock: there are never too many threads.
+	 */
+	spin_lock_irq(&sighand->siglock);
+	users = atomic_read(&mm->mm_users);
+	/* Not nr_threads: a leader that has ended has no mm, but counts. */
+	for_each_thread(current, t)
+		own += READ_ONCE(t->mm) == mm;
+	spin_unlock_irq(&sighand->siglock);
+	return users <= own;
+}
+
 /*
  * Is the mm shared with another process (CLONE_VM without CLONE_THREAD)? Then
  * it could fork while this one is being dumped. Its users are often threads and
@@ -105,16 +128,13 @@ static bool mm_is_shared(struct mm_struct *mm)
 {
 	struct task_struct *p, *t;
 	bool shared = false;
-	int own = 0;
 
+	if (only_threads(mm))
+		return false;
 	rcu_read_lock();
-	/* Not nr_threads: a leader that has ended has no mm, but counts. */
-	for_each_thread(current, t)
-		own += READ_ONCE(t->mm) == mm;
-	if (atomic_read(&mm->mm_users) > own)
-		for_each_process_thread(p, t)
-			shared |= READ_ONCE(t->mm) == mm &&
-				  !same_thread_group(t, current);
+	for_each_process_thread(p, t)
+		shared |= READ_ONCE(t->mm) == mm &&
+			  !same_thread_group(t, current);
 	rcu_read_unlock();
 	return shared;
 }
@@ -134,6 +154,8 @@ static enum asyncfork_reason stock_reason(struct mm_struct *mm,
 		return ASYNCFORK_REASON_NOTIFIER;
 	if (mm_is_shared(mm))
 		return ASYNCFORK_REASON_SHARED;
+	if (af_mm_uffd_moves(mm))
+		return ASYNCFORK_REASON_UFFD;
 	return ASYNCFORK_REASON_NONE;
 }
 
@@ -153,10 +175,6 @@ static struct af_session *begin(struct mm_struct *parent,
 		*reason = PTR_ERR(s) == -EMFILE ? ASYNCFORK_REASON_LIMIT :
 						  ASYNCFORK_REASON_NO_MEMORY;
 		return NULL;
-	}
-	if (af_uffd_guarded(parent)) {
-		s->reason = ASYNCFORK_REASON_UFFD;
-		s->bypass = true;
 	}
 	return s;
 }

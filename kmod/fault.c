@@ -1,8 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Make an allocation of the module fail. For tests: built with AF_FAULTS=1.
+ * Make an allocation of the module fail, or a task stay where it is. For tests:
+ * built with AF_FAULTS=1.
  */
+#include <linux/delay.h>
 #include <linux/module.h>
+#include <linux/preempt.h>
+#include <linux/sched.h>
 #include <linux/spinlock.h>
 
 #include "session.h"
@@ -32,4 +36,36 @@ bool af_fault(void)
 	}
 	spin_unlock(&fault_lock);
 	return ret;
+}
+
+static int linger_pid;
+static unsigned int linger_ms;
+static int lingering;
+
+module_param_named(fault_linger_pid, linger_pid, int, 0644);
+MODULE_PARM_DESC(fault_linger_pid, "task that lingers, by its number in the first pid namespace");
+module_param_named(fault_linger_ms, linger_ms, uint, 0644);
+MODULE_PARM_DESC(fault_linger_ms, "milliseconds of its own time that it lingers");
+module_param_named(fault_lingering, lingering, int, 0444);
+MODULE_PARM_DESC(fault_lingering, "the task that lingers now, or 0");
+
+/**
+ * af_linger - a place in which a test wants a task to be for a while
+ *
+ * It takes processor time, not time: who is not let run stays. And whoever may be
+ * preempted, is.
+ */
+void af_linger(void)
+{
+	unsigned int ms;
+
+	if (task_pid_nr(current) != READ_ONCE(linger_pid))
+		return;
+	WRITE_ONCE(lingering, task_pid_nr(current));
+	for (ms = READ_ONCE(linger_ms); ms; ms--) {
+		mdelay(1);
+		if (preemptible())
+			cond_resched();
+	}
+	WRITE_ONCE(lingering, 0);
 }

@@ -6,7 +6,7 @@
  * Invariant: when the function goes on, no chunk of its range is parked, and
  * no fork can park it again: the caller holds mmap_lock, the VMA's lock or the
  * anon_vma root lock, or nobody else has this mm (exit, core dump), or a guard
- * (uffd.c).
+ * (poison.c).
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
@@ -56,12 +56,13 @@ static bool tasks_in_hooks(void)
  * @start: first address
  * @end: end address
  * @hook: who asks
+ * @locked: mmap_lock of @mm is held, or the lock of the VMA with this range
  */
 void af_hook_sync(struct mm_struct *mm, unsigned long start, unsigned long end,
-		  enum asyncfork_hook hook)
+		  enum asyncfork_hook hook, bool locked)
 {
 	af_hook_enter();
-	af_sync_range(mm, start, end, hook);
+	af_sync_range(mm, start, end, hook, locked);
 	af_hook_leave();
 }
 
@@ -84,9 +85,7 @@ void af_hook_uprobe_dup_mmap(struct mm_struct *oldmm, struct mm_struct *newmm)
 	af_hook_enter();
 	s = af_session_find(oldmm, AF_PARENT, true);
 	if (s) {
-		/* Its dup_mmap() has dropped mmap_lock, so it has flushed. */
-		set_bit(AF_FLUSHED, &s->flags);
-		af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_FORK);
+		af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_FORK, true);
 		af_session_put(s);
 	}
 	af_device_fork(oldmm, newmm);
@@ -97,7 +96,8 @@ void af_hook_handle_mm_fault(struct vm_area_struct *vma, unsigned long addr)
 {
 	/* As handle_mm_fault() does first; a pull may sleep. */
 	__set_current_state(TASK_RUNNING);
-	af_hook_sync(vma->vm_mm, addr, addr + 1, ASYNCFORK_HOOK_FAULT);
+	af_hook_sync(vma->vm_mm, addr, addr + 1, ASYNCFORK_HOOK_FAULT,
+		     true);
 }
 
 /* mm_users is 0: nobody can fork this mm any more. */
@@ -114,8 +114,11 @@ void af_hook_exit_mmap(struct mm_struct *mm)
 			af_session_failed(s);
 		af_session_put(s);
 	}
-	/* The child is entitled to its image, whatever the parent does. */
-	af_sync_range(mm, 0, ULONG_MAX, ASYNCFORK_HOOK_EXIT);
+	/*
+	 * The child is entitled to its image, whatever the parent does. No
+	 * thread of it is in a fork, which is as good as its mmap_lock.
+	 */
+	af_sync_range(mm, 0, ULONG_MAX, ASYNCFORK_HOOK_EXIT, true);
 	af_hook_leave();
 }
 
@@ -132,23 +135,25 @@ void af_hook_unmap(struct mm_struct *mm, unsigned long start,
 			af_session_abort(s);
 		af_session_put(s);
 	}
-	af_sync_range(mm, start, end, ASYNCFORK_HOOK_UNMAP);
+	af_sync_range(mm, start, end, ASYNCFORK_HOOK_UNMAP, true);
 	af_hook_leave();
 }
 
 void af_hook_zap(struct vm_area_struct *vma, unsigned long addr,
 		 unsigned long size)
 {
+	bool locked = vma_is_anonymous(vma);
 	unsigned int noreclaim = 0;
 
 	/*
-	 * A file's truncation holds i_mmap_rwsem, which reclaim takes. Such a
-	 * VMA is never parked, but a partial chunk may reach into it.
+	 * A file's truncation holds i_mmap_rwsem, which reclaim takes, and no
+	 * lock of the mm. Such a VMA is never parked, but a partial chunk may
+	 * reach into it.
 	 */
-	if (!vma_is_anonymous(vma))
+	if (!locked)
 		noreclaim = memalloc_noreclaim_save();
-	af_hook_sync(vma->vm_mm, addr, addr + size, ASYNCFORK_HOOK_ZAP);
-	if (!vma_is_anonymous(vma))
+	af_hook_sync(vma->vm_mm, addr, addr + size, ASYNCFORK_HOOK_ZAP, locked);
+	if (!locked)
 		memalloc_noreclaim_restore(noreclaim);
 }
 
@@ -156,8 +161,8 @@ void af_hook_zap(struct vm_area_struct *vma, unsigned long addr,
 void af_hook_move(struct mm_struct *mm, unsigned long old, unsigned long new,
 		  unsigned long len)
 {
-	af_hook_sync(mm, old, old + len, ASYNCFORK_HOOK_MREMAP);
-	af_hook_sync(mm, new, new + len, ASYNCFORK_HOOK_MREMAP);
+	af_hook_sync(mm, old, old + len, ASYNCFORK_HOOK_MREMAP, true);
+	af_hook_sync(mm, new, new + len, ASYNCFORK_HOOK_MREMAP, true);
 }
 
 /* Reclaim's walks (MGLRU aging) may skip parked chunks and must not allocate. */
@@ -169,7 +174,7 @@ static bool walk_is_reclaim(void)
 void af_hook_walk(struct mm_struct *mm, unsigned long start, unsigned long end)
 {
 	if (!walk_is_reclaim())
-		af_hook_sync(mm, start, end, ASYNCFORK_HOOK_WALK);
+		af_hook_sync(mm, start, end, ASYNCFORK_HOOK_WALK, true);
 }
 
 void af_hook_walk_page_vma(struct vm_area_struct *vma)
@@ -180,7 +185,8 @@ void af_hook_walk_page_vma(struct vm_area_struct *vma)
 /*
  * A migration entry made before the park is looked for now, and only once.
  * The anon_vma root lock of the caller's rmap walk excludes parking. It may
- * be held for write: no reclaim.
+ * be held for write: no reclaim. Nor more memory than anybody else gets:
+ * table_alloc().
  */
 void af_hook_remove_migration_pte(struct folio *folio,
 				  struct vm_area_struct *vma,
@@ -189,7 +195,7 @@ void af_hook_remove_migration_pte(struct folio *folio,
 	unsigned int noreclaim = memalloc_noreclaim_save();
 
 	af_hook_sync(vma->vm_mm, addr, addr + folio_size(folio),
-		     ASYNCFORK_HOOK_MIGRATION);
+		     ASYNCFORK_HOOK_MIGRATION, false);
 	memalloc_noreclaim_restore(noreclaim);
 }
 
@@ -199,7 +205,39 @@ void af_hook_remove_migration_pte(struct folio *folio,
  */
 void af_hook_get_dump_page(unsigned long addr)
 {
-	af_hook_sync(current->mm, addr, addr + 1, ASYNCFORK_HOOK_DUMP);
+	af_hook_sync(current->mm, addr, addr + 1, ASYNCFORK_HOOK_DUMP, false);
+}
+
+/*
+ * The ioctl would take a parked page for a hole. It takes mmap_lock itself, so
+ * that a fork may park in between: what the ioctl fills then it gets by
+ * __pte_alloc(), and with memory that it may move pages to no fork parks
+ * (stock_reason()).
+ */
+void af_hook_userfaultfd_ioctl(struct file *file)
+{
+	struct userfaultfd_ctx *ctx = file->private_data;
+	struct mm_struct *mm = ctx->mm;
+
+	if (af_fault() || !mmget_not_zero(mm))
+		return;
+	af_hook_enter();
+	af_sync_range(mm, 0, ULONG_MAX, ASYNCFORK_HOOK_UFFD, false);
+	mmput(mm);
+	af_hook_leave();
+}
+
+/*
+ * Whoever puts a table into an empty slot, a driver's mmap or somebody that the
+ * other hooks do not know, gets the parked one: the function looks again.
+ */
+void af_hook___pte_alloc(struct mm_struct *mm, pmd_t *slot)
+{
+	if (af_fault())
+		return;
+	af_hook_enter();
+	af_sync_slot(mm, slot);
+	af_hook_leave();
 }
 
 struct hook {
@@ -259,11 +297,27 @@ static int hooks_check(void)
 	return 0;
 }
 
+/* The hook cannot be taken away: its text is called, and has to stay. */
+static void stay(const struct hook *h)
+{
+	pr_crit_once("cannot unhook %s: ftrace is dead; the module stays until the machine is booted again\n",
+		     h->name);
+	schedule_timeout_idle(HZ / 4);
+}
+
+static void hook_detach(struct hook *h)
+{
+	while (af_fault())
+		stay(h);
+	if (af_ftrace_detach(&h->ops, h->ip, (unsigned long)h->tramp))
+		for (;;)
+			stay(h);
+}
+
 static void hooks_detach(unsigned int n)
 {
 	while (n--)
-		af_ftrace_detach(&hooks[n].ops, hooks[n].ip,
-				 (unsigned long)hooks[n].tramp);
+		hook_detach(&hooks[n]);
 
 	/*
 	 * First everybody who is in a trampoline gets as far as the count or
@@ -286,6 +340,7 @@ static void probe_fork(void *data, struct task_struct *parent,
 	s = af_session_find(child->mm, AF_CHILD, false);
 	if (!s)
 		return;
+	af_linger();
 	if (!test_bit(AF_CLOSED, &s->flags))
 		af_session_forked(s, child);
 	af_session_put(s);

@@ -13,8 +13,7 @@ struct mmu_gather;
 
 struct af_verdict af_hook_copy_page_range(struct vm_area_struct *dst,
 					  struct vm_area_struct *src);
-struct af_verdict af_hook_userfaultfd_ioctl(struct file *file, unsigned int cmd,
-					    unsigned long arg);
+struct af_verdict af_hook_memory_failure(unsigned long pfn, int flags);
 void af_hook_uprobe_dup_mmap(struct mm_struct *oldmm, struct mm_struct *newmm);
 void af_hook_handle_mm_fault(struct vm_area_struct *vma, unsigned long addr);
 void af_hook_exit_mmap(struct mm_struct *mm);
@@ -23,6 +22,8 @@ void af_hook_remove_migration_pte(struct folio *folio,
 				  struct vm_area_struct *vma,
 				  unsigned long addr);
 void af_hook_get_dump_page(unsigned long addr);
+void af_hook_userfaultfd_ioctl(struct file *file);
+void af_hook___pte_alloc(struct mm_struct *mm, pmd_t *slot);
 
 /* tramp.S: addresses only, never called from C */
 #define AF_HOOK(fn)		void af_tramp_##fn(void);
@@ -37,7 +38,7 @@ void af_hook_get_dump_page(unsigned long addr);
 void af_hook_enter(void);
 void af_hook_leave(void);
 void af_hook_sync(struct mm_struct *mm, unsigned long start, unsigned long end,
-		  enum asyncfork_hook hook);
+		  enum asyncfork_hook hook, bool locked);
 void af_hook_unmap(struct mm_struct *mm, unsigned long start,
 		   unsigned long end);
 void af_hook_zap(struct vm_area_struct *vma, unsigned long addr,

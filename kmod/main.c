@@ -75,15 +75,10 @@ static int __init af_init(void)
 	ret = af_symbols_check_calls();
 	if (ret)
 		return ret;
-	ret = af_symbols_check_members();
-	if (ret)
-		return ret;
-	ret = af_copy_init();
-	if (ret)
-		return ret;
+	af_copy_init();
 	ret = af_session_init();
 	if (ret)
-		goto exit_copy;
+		return ret;
 	ret = af_hooks_init();
 	if (ret)
 		goto exit_session;
@@ -98,18 +93,15 @@ exit_hooks:
 	af_hooks_exit();
 exit_session:
 	af_session_exit();
-exit_copy:
-	af_copy_exit();
 	return ret;
 }
 
-/* Sessions, open descriptors and userfaultfd ioctls hold the module. */
+/* Sessions and open descriptors hold the module. */
 static void __exit af_exit(void)
 {
 	af_device_exit();
 	af_hooks_exit();
 	af_session_exit();
-	af_copy_exit();
 }
 
 module_init(af_init);

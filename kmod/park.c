@@ -97,7 +97,7 @@ static void range_free(struct af_range *r)
 	unsigned long b;
 
 	for (b = 0; b < r->nr_blocks; b++)
-		kfree(r->block[b]);
+		kfree(r->block[b].word);
 	kvfree(r);
 }
 
@@ -120,6 +120,7 @@ static struct af_range *range_alloc(struct af_session *s,
 {
 	unsigned long nr = ((end - 1) >> PUD_SHIFT) - (start >> PUD_SHIFT) + 1;
 	unsigned long addr, next, n;
+	struct af_block *block;
 	struct af_range *r;
 
 	/* More than 128 TiB: not worth a directory of that size. */
@@ -133,22 +134,19 @@ static struct af_range *range_alloc(struct af_session *s,
 	r->end = end;
 	r->vm_start = src->vm_start;
 	r->vm_end = src->vm_end;
-	r->src_flags = src->vm_flags;
-	r->dst_flags = dst->vm_flags;
-	r->prot = src->vm_page_prot;
-	r->pgoff = src->vm_pgoff;
-	r->anon_vma = src->anon_vma;
 	r->nr_blocks = nr;
 
 	for (addr = start; addr < end; addr = next) {
 		next = af_next_pud(addr, end);
 		cond_resched();
-		if (!pmd_table(src->vm_mm, addr))
+		block = &r->block[(addr >> PUD_SHIFT) - (start >> PUD_SHIFT)];
+		block->slot = pmd_table(src->vm_mm, addr);
+		if (!block->slot)
 			continue;
 		n = (next - addr) >> PMD_SHIFT;
-		r->block[(addr >> PUD_SHIFT) - (start >> PUD_SHIFT)] =
-			kcalloc(n, sizeof(unsigned long), GFP_KERNEL_ACCOUNT);
-		if (!af_range_word(r, addr) || af_fault() ||
+		block->word = kcalloc(n, sizeof(unsigned long),
+				      GFP_KERNEL_ACCOUNT);
+		if (!block->word || af_fault() ||
 		    !child_tables(dst->vm_mm, addr))
 			goto free;
 		s->meta_bytes += n * sizeof(unsigned long);
@@ -231,7 +229,8 @@ static unsigned long park_chunks(struct mm_struct *mm, struct af_range *r)
 /*
  * Park what can be parked of @r. The order matters:
  *  - the seqcount makes a GUP-fast that pins now fall back, so that either it
- *    sees the seqcount or we see MMF_HAS_PINNED;
+ *    sees the seqcount or we see MMF_HAS_PINNED, and likewise for a memory
+ *    failure, which waits until the seqcount is even;
  *  - the anon_vma root lock keeps rmap walkers out: they re-read *pmd, and a
  *    migration must find all of a VMA parked or nothing. No allocation inside.
  */
@@ -245,10 +244,15 @@ static enum asyncfork_reason park_range(struct af_session *s,
 
 	raw_write_seqcount_begin(&mm->write_protect_seq);
 	af_anon_vma_lock_write(src->anon_vma);
-	/* The begin is a write barrier only; pairs with GUP-fast's mb. */
+	/*
+	 * The begin is a write barrier only; pairs with GUP-fast's mb and with
+	 * that of af_hook_memory_failure().
+	 */
 	smp_mb();
 	if (af_mm_pinned(mm)) {
 		reason = ASYNCFORK_REASON_PINNED;
+	} else if (af_poison_under_way()) {
+		reason = ASYNCFORK_REASON_POISON;
 	} else if (mm_has_notifiers(mm)) {
 		reason = ASYNCFORK_REASON_NOTIFIER;
 	} else {
@@ -256,7 +260,7 @@ static enum asyncfork_reason park_range(struct af_session *s,
 		 * Never too few: at 0 a hook looks no further, and an abort
 		 * may take chunks away before the last of them is counted.
 		 */
-		atomic_long_add(max, &s->parked);
+		af_session_parked(s, max);
 		n = park_chunks(mm, r);
 		atomic_long_sub(max - n, &s->parked);
 		af_count_add(s, AF_N_PARKED, n);

@@ -5,7 +5,8 @@
  * Callers: the child's copy loop, helpers, and any hook that acts on a parked
  * range. The chunk word is the only lock. No mmap_lock is taken and no VMA is
  * looked up: after munmap()'s downgrade the VMA is gone from the tree already.
- * BUSY never waits for memory; a plain chunk is copied with preemption off.
+ * BUSY never sleeps, and preemption is off in it: who waits for it waits for one
+ * copy, however little its owner is let run.
  */
 #include <linux/lockdep.h>
 #include <linux/memcontrol.h>
@@ -53,7 +54,7 @@ void af_reserve_fill(struct af_session *s)
 	unsigned int i;
 
 	for (i = 0; i < AF_RESERVE && !af_fault(); i++)
-		s->reserve[i] = af_pte_alloc(current->mm);
+		s->reserve[i] = af_pte_alloc(current->mm, AF_GFP_PTE);
 }
 
 void af_reserve_free(struct af_session *s)
@@ -89,6 +90,25 @@ static noinline void memcg_put(struct mem_cgroup *memcg)
 }
 
 /*
+ * PF_MEMALLOC says that reclaim must not be entered: we are in it, or hold what
+ * it takes. It also opens the system's reserves and lifts memcg's limits, which
+ * is not for us.
+ */
+static pgtable_t table_alloc(struct mm_struct *mm)
+{
+	unsigned int memalloc = current->flags & PF_MEMALLOC;
+	gfp_t gfp = AF_GFP_PTE;
+	pgtable_t table;
+
+	if (memalloc)
+		gfp &= ~(__GFP_DIRECT_RECLAIM | __GFP_RETRY_MAYFAIL);
+	current->flags &= ~PF_MEMALLOC;
+	table = af_pte_alloc(mm, gfp);
+	current->flags |= memalloc;
+	return table;
+}
+
+/*
  * A PTE table for the child, charged to its memcg if an outsider pulls. May
  * sleep, and reclaim if the caller may.
  */
@@ -102,7 +122,7 @@ static pgtable_t table_get(struct af_session *s)
 		old = set_active_memcg(memcg);
 	}
 	if (!af_fault())
-		table = af_pte_alloc(af_mm(s, AF_CHILD));
+		table = table_alloc(af_mm(s, AF_CHILD));
 	if (memcg) {
 		set_active_memcg(old);
 		memcg_put(memcg);
@@ -121,15 +141,21 @@ static void ipi_nop(void *unused)
  * mmap_lock at all: before AF_FLUSHED we flush ourselves. A flush need not be
  * an IPI (paravirt, INVLPGB); GUP-fast needs one, it runs with IRQs off.
  *
+ * @locked: the caller holds the parent's mmap_lock, or the lock of the VMA that
+ * he has found a chunk of parked. dup_mmap() has both for writing until it has
+ * flushed, so it has.
+ *
  * No lock: several first pullers may each do it. Nobody waits for a thread
  * that is not running.
  */
-static void sync_cpus(struct af_session *s)
+static void sync_cpus(struct af_session *s, bool locked)
 {
 	bool flushed;
 
 	if (test_bit(AF_SYNCED, &s->flags))
 		return;
+	if (locked)
+		set_bit(AF_FLUSHED, &s->flags);
 	flushed = test_bit(AF_FLUSHED, &s->flags);
 	if (!flushed)
 		static_call(af_flush_tlb_mm_range)(af_mm(s, AF_PARENT), 0,
@@ -240,7 +266,7 @@ static void attach(struct af_session *s, enum af_role role,
 	af_stats_merged();
 	if (free) {
 		/* A re-attach comes here without having synced. */
-		sync_cpus(s);
+		sync_cpus(s, false);
 		if (counted)
 			mm_dec_nr_ptes(mm);
 		af_pte_free(mm, table);
@@ -272,20 +298,18 @@ static void count_pull(struct af_session *s, enum asyncfork_hook hook)
 	af_count_add(s, AF_N_PULLS + hook, 1);
 }
 
-/* BUSY is ours; preemption is off and stays so unless the chunk is odd. */
+/* BUSY is ours. */
 static void copy_chunk(struct af_session *s, const struct af_range *r,
 		       unsigned long addr, pmd_t saved, pgtable_t table)
 {
-	unsigned int i;
+	int ret = af_copy(s, saved, table, addr);
 
-	i = af_copy_plain(af_mm(s, AF_CHILD), saved, table, addr);
-	if (i < PTRS_PER_PTE) {
-		preempt_enable();
-		/* Before the chunk is DONE; the rest is re-attached later. */
-		if (af_copy_odd(s, r, addr, i, saved, table))
-			af_session_doom(s);
-		preempt_disable();
-	}
+	if (ret == -EINVAL)
+		af_switch_off("a parked table has an entry of an unknown kind",
+			      addr);
+	/* Before the chunk is DONE; the rest is re-attached later. */
+	if (ret)
+		af_session_doom(s);
 	/* Even a partial copy: exit_mmap() of the killed child drops it. */
 	attach(s, AF_CHILD, r, addr, table, af_table_entry(table));
 }
@@ -300,11 +324,11 @@ static void count_time(struct af_session *s, unsigned long addr,
 
 /*
  * Make the chunk at @addr DONE, whoever does it. Sleeps only before it has
- * claimed the chunk, in an odd chunk's copy, or waiting for somebody's.
+ * claimed the chunk, or waiting for somebody's copy. @locked: see sync_cpus().
  */
 static void pull_chunk(struct af_session *s, const struct af_range *r,
 		       unsigned long *word, unsigned long addr,
-		       enum asyncfork_hook hook)
+		       enum asyncfork_hook hook, bool locked)
 {
 	u64 start = ktime_get_ns();
 	pgtable_t table = NULL;
@@ -335,7 +359,7 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 				continue;
 		}
 		if (copy)
-			sync_cpus(s);
+			sync_cpus(s, locked);
 
 		preempt_disable();
 		if (cmpxchg(word, val, AF_WORD_BUSY) == val)
@@ -416,11 +440,12 @@ static bool word_pending(unsigned long *word)
  * @start: first address
  * @end: end address; ULONG_MAX for all
  * @hook: who asks
+ * @locked: the parent's mmap_lock is held, or the lock of the VMA with this range
  *
  * Context: may sleep.
  */
 void af_pull_range(struct af_session *s, unsigned long start,
-		   unsigned long end, enum asyncfork_hook hook)
+		   unsigned long end, enum asyncfork_hook hook, bool locked)
 {
 	bool child = hook == ASYNCFORK_HOOK_CHILD;
 	unsigned long addr = start, stop;
@@ -449,7 +474,7 @@ void af_pull_range(struct af_session *s, unsigned long start,
 				continue;
 			}
 			if (word_pending(word)) {
-				pull_chunk(s, r, word, addr, hook);
+				pull_chunk(s, r, word, addr, hook, locked);
 				cond_resched();
 			}
 			addr += PMD_SIZE;
@@ -463,11 +488,12 @@ void af_pull_range(struct af_session *s, unsigned long start,
  * @start: first address
  * @end: end address; ULONG_MAX for all
  * @hook: who asks
+ * @locked: mmap_lock of @mm is held, or the lock of the VMA with this range
  *
  * Context: may sleep.
  */
 void af_sync_range(struct mm_struct *mm, unsigned long start,
-		   unsigned long end, enum asyncfork_hook hook)
+		   unsigned long end, enum asyncfork_hook hook, bool locked)
 {
 	struct af_session *s;
 	enum af_role role;
@@ -476,9 +502,90 @@ void af_sync_range(struct mm_struct *mm, unsigned long start,
 		s = af_session_find(mm, role, true);
 		if (!s)
 			continue;
-		af_pull_range(s, start, end, hook);
+		af_pull_range(s, start, end, hook, locked && role == AF_PARENT);
 		af_session_put(s);
 	}
+}
+
+/* Is a chunk of @r pending whose table belongs into @slot? Its address, then. */
+static bool range_slot(const struct af_range *r, const pmd_t *slot,
+		       unsigned long *addr)
+{
+	const struct af_block *b;
+	unsigned long i, start;
+
+	for (i = 0; i < r->nr_blocks; i++) {
+		b = &r->block[i];
+		start = af_block_start(r, i);
+		/* Within one table, so that the difference is one. */
+		if (!b->word || slot < b->slot ||
+		    slot - b->slot >= (af_next_pud(start, r->end) - start) >>
+				      PMD_SHIFT)
+			continue;
+		/* Else the table may be another's by now. */
+		if (!word_pending(&b->word[slot - b->slot]))
+			continue;
+		*addr = start + ((slot - b->slot) << PMD_SHIFT);
+		return true;
+	}
+	return false;
+}
+
+static bool session_slot(struct af_session *s, const pmd_t *slot,
+			 unsigned long *addr)
+{
+	struct af_ranges *rs;
+	unsigned long i, nr;
+	bool found = false;
+
+	rcu_read_lock();
+	rs = rcu_dereference(s->ranges);
+	/* Acquire; pairs with range_add(). */
+	nr = rs ? smp_load_acquire(&rs->nr) : 0;
+	for (i = 0; i < nr && !found; i++)
+		found = range_slot(rs->range[i], slot, addr);
+	rcu_read_unlock();
+	return found;
+}
+
+/**
+ * af_slot_pending - does a parked table belong into this entry of a PMD table?
+ * @mm: parent of any number of sessions
+ * @slot: the entry
+ *
+ * Context: any.
+ */
+bool af_slot_pending(struct mm_struct *mm, const pmd_t *slot)
+{
+	struct af_session *s = af_session_find(mm, AF_PARENT, true);
+	unsigned long addr;
+	bool pending;
+
+	if (!s)
+		return false;
+	pending = session_slot(s, slot, &addr);
+	af_session_put(s);
+	return pending;
+}
+
+/**
+ * af_sync_slot - pull the chunk whose table belongs into this entry
+ * @mm: parent of any number of sessions
+ * @slot: entry of a PMD table
+ *
+ * Context: mmap_lock of @mm or the VMA's lock; may sleep.
+ */
+void af_sync_slot(struct mm_struct *mm, const pmd_t *slot)
+{
+	struct af_session *s = af_session_find(mm, AF_PARENT, true);
+	unsigned long addr;
+
+	if (!s)
+		return;
+	if (session_slot(s, slot, &addr))
+		af_pull_range(s, addr, addr + 1, ASYNCFORK_HOOK_PTE_ALLOC,
+			      true);
+	af_session_put(s);
 }
 
 /* The child's task work: before user mode, or in do_exit() after exit_mm(). */
@@ -488,7 +595,7 @@ void af_pull_child(struct af_session *s)
 		af_session_abort(s);
 		return;
 	}
-	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD);
+	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD, false);
 	/* After the last chunk; pairs with set_done(), see af_session_doom(). */
 	smp_rmb();
 	if (test_bit(AF_ABORTED, &s->flags))
@@ -509,5 +616,5 @@ void af_pull_helper(struct af_session *s, unsigned int nr)
 		;
 	r = rs->range[i];
 	af_pull_range(s, r->start + ((target - r->first) << PMD_SHIFT),
-		      ULONG_MAX, ASYNCFORK_HOOK_HELPER);
+		      ULONG_MAX, ASYNCFORK_HOOK_HELPER, false);
 }

@@ -109,13 +109,32 @@ static void helper_work(struct work_struct *work)
 	af_session_put(h->session);
 }
 
-/* The child has not come to it: do not keep memory parked without bound. */
+static void timeout_cancel(struct af_session *s)
+{
+	if (cancel_delayed_work(&s->timeout))
+		af_session_put(s);
+}
+
+/*
+ * The child has not come to it, or never came to be: do not keep memory parked
+ * without bound. While the fork may still park more, come again.
+ */
 static void timeout_work(struct work_struct *work)
 {
 	struct af_session *s = container_of(to_delayed_work(work),
 					    struct af_session, timeout);
+	/* Before the pull: what was parked until then is pulled by it. */
+	bool closed = test_bit(AF_CLOSED, &s->flags);
+	unsigned long timeout = READ_ONCE(af_pull_after);
 
-	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_HELPER);
+	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_HELPER, false);
+	if (!closed && timeout) {
+		session_hold(s);
+		queue_delayed_work(wq, &s->timeout, timeout * HZ);
+		/* Either try_finish() sees the work, or we see that it was here. */
+		if (test_bit(AF_FINISHED, &s->flags))
+			timeout_cancel(s);
+	}
 	af_session_put(s);
 }
 
@@ -163,6 +182,7 @@ struct af_session *af_session_create(struct mm_struct *parent,
 	s->forker = current;
 	s->parent_pid = task_tgid_nr(current);
 	get_task_comm(s->comm, current);
+	s->cpus = current->nr_cpus_allowed;
 	s->helpers = helpers;
 	for (i = 0; i < helpers; i++) {
 		INIT_WORK(&s->helper[i].work, helper_work);
@@ -253,10 +273,30 @@ static void try_finish(struct af_session *s)
 	af_stats_end(s);
 	spin_unlock(&hash_lock);
 
-	if (cancel_delayed_work(&s->timeout))
-		af_session_put(s);
+	timeout_cancel(s);
 	af_active_dec();
 	af_session_put(s);
+}
+
+/**
+ * af_session_parked - @n chunks are about to be parked
+ * @s: session
+ * @n: chunks, at least
+ *
+ * From the first one on a worker sees to it that they do not stay parked: user
+ * space can make a fork last, between its dup_mmap() and its end.
+ *
+ * Context: the forking thread; may hold an anon_vma lock.
+ */
+void af_session_parked(struct af_session *s, long n)
+{
+	unsigned long timeout = READ_ONCE(af_pull_after);
+
+	if (timeout && !test_and_set_bit(AF_TIMED, &s->flags)) {
+		session_hold(s);
+		queue_delayed_work(wq, &s->timeout, timeout * HZ);
+	}
+	atomic_long_add(n, &s->parked);
 }
 
 /* The caller holds a reference and has set one chunk to DONE. */
@@ -291,7 +331,6 @@ static void kill_child(struct af_session *s)
  */
 void af_session_forked(struct af_session *s, struct task_struct *child)
 {
-	unsigned long timeout;
 	unsigned int i;
 
 	s->child_pid = task_tgid_nr(child);
@@ -319,11 +358,6 @@ void af_session_forked(struct af_session *s, struct task_struct *child)
 	for (i = 0; i < s->helpers; i++) {
 		session_hold(s);
 		queue_work(wq, &s->helper[i].work);
-	}
-	timeout = READ_ONCE(af_pull_after);
-	if (timeout) {
-		session_hold(s);
-		queue_delayed_work(wq, &s->timeout, timeout * HZ);
 	}
 	session_close(s);
 }
@@ -363,7 +397,36 @@ void af_session_doom(struct af_session *s)
 void af_session_abort(struct af_session *s)
 {
 	set_bit(AF_ABORTED, &s->flags);
-	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD);
+	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD, false);
+}
+
+/**
+ * af_session_unswept - a session that a sweep has not seen yet
+ * @sweep: number of the sweep; one at a time
+ *
+ * Return: a referenced session, now seen, or NULL.
+ */
+struct af_session *af_session_unswept(u64 sweep)
+{
+	struct af_session *s, *found = NULL;
+	struct af_link *l;
+	unsigned int i;
+
+	rcu_read_lock();
+	for (i = 0; i < ARRAY_SIZE(hash) && !found; i++)
+		hlist_for_each_entry_rcu(l, &hash[i], node) {
+			if (l->role != AF_PARENT)
+				continue;
+			s = container_of(l, struct af_session, link[AF_PARENT]);
+			if (s->swept == sweep ||
+			    !refcount_inc_not_zero(&s->users))
+				continue;
+			s->swept = sweep;
+			found = s;
+			break;
+		}
+	rcu_read_unlock();
+	return found;
 }
 
 unsigned int af_session_running(void)

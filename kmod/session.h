@@ -16,14 +16,13 @@
  *	  anon_vma root rwsem, written			(park: no allocation)
  *	    hash_lock
  *	folio lock, anon_vma rwsem			(migration hook)
- *	  chunk BUSY
- *	    trampoline set
- *	      mmap_lock of the trampoline mm
- *	        PTE table locks, mmlist_lock
+ *	  chunk BUSY				(preemption off)
+ *	    swap's cluster locks, mmlist_lock
  *	    pmd_lock of the child, then of the parent	(never both)
+ *	sweep_mutex
  *	armed_lock, then active_lock
  *	hash_lock, then stats_lock
- *	af_file.lock, guard_lock, idle_lock, reserve_lock: leaves
+ *	af_file.lock, guard_lock, reserve_lock: leaves
  */
 #ifndef _AF_SESSION_H
 #define _AF_SESSION_H
@@ -46,30 +45,32 @@
 #define AF_RESERVE	2	/* PTE tables kept for a pull without memory */
 
 /**
+ * struct af_block - chunks under one PMD table
+ * @word:	their words; NULL where there was no table
+ * @slot:	the parent's entry of the first; not dereferenced, and valid only as
+ *		long as one of them is parked
+ */
+struct af_block {
+	unsigned long *word;
+	const pmd_t *slot;
+};
+
+/**
  * struct af_range - the parkable part of one VMA, as it was at the fork
  * @start:	first address, chunk aligned
  * @end:	end address, chunk aligned
  * @vm_start:	start of the VMA; above @start in a partial chunk
  * @vm_end:	end of the VMA
  * @first:	number of chunks in the ranges before this one
- * @src_flags:	vm_flags of the parent's VMA
- * @dst_flags:	vm_flags of the child's VMA
- * @prot:	vm_page_prot
- * @pgoff:	vm_pgoff at @vm_start
- * @anon_vma:	tells copy_page_range() that there is one; not dereferenced
  * @nr_blocks:	entries of @block
- * @block:	chunk words of one PMD table each; NULL where there was none
+ * @block:	one PMD table each
  */
 struct af_range {
 	unsigned long start, end;
 	unsigned long vm_start, vm_end;
 	unsigned long first;
-	unsigned long src_flags, dst_flags;
-	pgprot_t prot;
-	unsigned long pgoff;
-	struct anon_vma *anon_vma;
 	unsigned long nr_blocks;
-	unsigned long *block[];
+	struct af_block block[];
 };
 
 /* Ranges by ascending address; only the forking thread adds. */
@@ -96,6 +97,7 @@ enum {
 	AF_ABORTED,	/* re-attach, do not copy */
 	AF_KILLED,	/* SIGKILL was sent to the child */
 	AF_FINISHED,	/* left the hash */
+	AF_TIMED,	/* the timeout has been started */
 };
 
 /* Counters of a session and, summed up, of the module. */
@@ -125,6 +127,7 @@ struct af_helper {
  * @forker:	thread inside the fork; @bypass is its own
  * @bypass:	the next copy_page_range() is our call of the original
  * @task:	the child, for SIGKILL
+ * @swept:	the last memory failure that has looked at it
  */
 struct af_session {
 	struct af_link link[2];
@@ -136,6 +139,7 @@ struct af_session {
 	struct task_struct *forker;
 	bool bypass;
 	struct task_struct *task;
+	u64 swept;
 
 	/* Guards reserve. */
 	spinlock_t reserve_lock;
@@ -148,6 +152,7 @@ struct af_session {
 	char comm[TASK_COMM_LEN];
 	u64 start_ns, park_ns, forked_ns, end_ns;
 	u64 meta_bytes;
+	unsigned int cpus;
 	atomic_long_t count[AF_N_MAX];
 	/* Guarded by stats_lock, as is summed: the totals have it. */
 	u64 parent_max_ns;
@@ -176,16 +181,22 @@ static inline unsigned long af_next_pud(unsigned long addr, unsigned long end)
 	return min((addr & PUD_MASK) + PUD_SIZE, end);
 }
 
+/* Address of the first chunk of a block. */
+static inline unsigned long af_block_start(const struct af_range *r,
+					   unsigned long block)
+{
+	return max(r->start, (r->start & PUD_MASK) + (block << PUD_SHIFT));
+}
+
 /* Word of the chunk at @addr (inside @r), NULL where nothing was parked. */
 static inline unsigned long *af_range_word(const struct af_range *r,
 					   unsigned long addr)
 {
-	unsigned long *block;
-	unsigned long base;
+	unsigned long block = (addr >> PUD_SHIFT) - (r->start >> PUD_SHIFT);
+	unsigned long *word = r->block[block].word;
 
-	block = r->block[(addr >> PUD_SHIFT) - (r->start >> PUD_SHIFT)];
-	base = max(r->start, addr & PUD_MASK);
-	return block ? &block[(addr - base) >> PMD_SHIFT] : NULL;
+	return word ? &word[(addr - af_block_start(r, block)) >> PMD_SHIFT] :
+		      NULL;
 }
 
 /* A PMD entry that points to a PTE table; one that maps a page is bad. */
@@ -212,10 +223,12 @@ void af_session_forked(struct af_session *s, struct task_struct *child);
 void af_session_failed(struct af_session *s);
 void af_session_doom(struct af_session *s);
 void af_session_abort(struct af_session *s);
+void af_session_parked(struct af_session *s, long n);
 void af_session_chunk_done(struct af_session *s);
 void af_session_put(struct af_session *s);
 void af_session_pin(struct af_session *s);
 void af_session_unpin(struct af_session *s);
+struct af_session *af_session_unswept(u64 sweep);
 unsigned int af_session_running(void);
 void af_session_sum(struct asyncfork_stats *st);
 void af_active_inc(void);
@@ -235,25 +248,23 @@ void af_ranges_free(struct af_session *s);
 
 /* pull.c */
 void af_pull_range(struct af_session *s, unsigned long start,
-		   unsigned long end, enum asyncfork_hook hook);
+		   unsigned long end, enum asyncfork_hook hook, bool locked);
 void af_sync_range(struct mm_struct *mm, unsigned long start,
-		   unsigned long end, enum asyncfork_hook hook);
+		   unsigned long end, enum asyncfork_hook hook, bool locked);
+void af_sync_slot(struct mm_struct *mm, const pmd_t *slot);
+bool af_slot_pending(struct mm_struct *mm, const pmd_t *slot);
 void af_pull_child(struct af_session *s);
 void af_pull_helper(struct af_session *s, unsigned int nr);
 void af_reserve_fill(struct af_session *s);
 void af_reserve_free(struct af_session *s);
 
 /* copy.c */
-unsigned int af_copy_plain(struct mm_struct *child, pmd_t saved,
-			   pgtable_t table, unsigned long addr);
-int af_copy_odd(struct af_session *s, const struct af_range *r,
-		unsigned long addr, unsigned int first, pmd_t saved,
-		pgtable_t table);
-int af_copy_init(void);
-void af_copy_exit(void);
+int af_copy(struct af_session *s, pmd_t saved, pgtable_t table,
+	    unsigned long addr);
+void af_copy_init(void);
 
-/* uffd.c */
-bool af_uffd_guarded(struct mm_struct *mm);
+/* poison.c */
+bool af_poison_under_way(void);
 
 /* device.c */
 void af_device_fork(struct mm_struct *parent, struct mm_struct *child);
@@ -278,10 +289,15 @@ void af_session_report(struct af_session *s, struct asyncfork_report *rep);
 /* fault.c; compiled out unless built with AF_FAULTS=1 */
 #ifdef AF_FAULTS
 bool af_fault(void);
+void af_linger(void);
 #else
 static inline bool af_fault(void)
 {
 	return false;
+}
+
+static inline void af_linger(void)
+{
 }
 #endif
 

@@ -161,6 +161,7 @@ void af_session_report(struct af_session *s, struct asyncfork_report *rep)
 	rep->parent_pull_max_ns = READ_ONCE(s->parent_max_ns);
 	rep->copy_ns = session_copy_ns(s);
 	rep->meta_bytes = s->meta_bytes;
+	rep->cpus = s->cpus;
 	for (i = 0; i < ASYNCFORK_HOOK_MAX; i++)
 		rep->pulls[i] = count(s, AF_N_PULLS + i);
 }

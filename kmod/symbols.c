@@ -11,17 +11,21 @@
 #include <linux/btf.h>
 #include <linux/kallsyms.h>
 #include <linux/kprobes.h>
+#include <linux/module.h>
 #include <linux/sizes.h>
 
 #include "compat/compat.h"
+#include "session.h"
 #include "symbols.h"
 
-typedef unsigned long lookup_name_t(const char *name);
-typedef int lookup_size_t(unsigned long addr, unsigned long *size,
-			  unsigned long *offset);
-
-DEFINE_STATIC_CALL_NULL(lookup_name, lookup_name_t);
-DEFINE_STATIC_CALL_NULL(lookup_size, lookup_size_t);
+/*
+ * These find and read the type information that tells whether it is safe to
+ * call a function, so they are called before they are checked themselves. The
+ * prototypes are from the headers of the very build of the kernel that the
+ * module's vermagic ties it to, and have not changed from 6.1 to 7.2.
+ */
+DEFINE_STATIC_CALL_NULL(lookup_name, kallsyms_lookup_name);
+DEFINE_STATIC_CALL_NULL(lookup_size, kallsyms_lookup_size_offset);
 DEFINE_STATIC_CALL_NULL(get_btf, bpf_get_btf_vmlinux);
 DEFINE_STATIC_CALL_NULL(btf_find, btf_find_by_name_kind);
 DEFINE_STATIC_CALL_NULL(btf_name, btf_name_by_offset);
@@ -31,7 +35,10 @@ DEFINE_STATIC_CALL_NULL(af_p4d_alloc, __p4d_alloc);
 DEFINE_STATIC_CALL_NULL(af_pud_alloc, __pud_alloc);
 DEFINE_STATIC_CALL_NULL(af_pmd_alloc, __pmd_alloc);
 DEFINE_STATIC_CALL_NULL(af_flush_tlb_mm_range, flush_tlb_mm_range);
-DEFINE_STATIC_CALL_NULL(af_userfaultfd_ioctl, af_userfaultfd_ioctl_t);
+DEFINE_STATIC_CALL_NULL(af_swap_dup_entry, AF_SWAP_DUP);
+#ifdef CONFIG_MEMORY_FAILURE
+DEFINE_STATIC_CALL_NULL(af_memory_failure, memory_failure);
+#endif
 
 /* The kernel's list of mms with swap entries. */
 spinlock_t *af_mmlist_lock;
@@ -68,30 +75,230 @@ static unsigned long kprobe_address(const char *name)
 	return ALIGN_DOWN(addr, 16);
 }
 
+/* The type's name as in proto_list.h; @buf may be too short for it. */
+static int put_type(char *buf, size_t size, const struct btf *btf, u32 id)
+{
+	const struct btf_type *t = btf_type_by_id(btf, id);
+	const char *name = "";
+	char integer[12];
+	int stars = 0;
+
+	for (;; t = btf_type_by_id(btf, t->type)) {
+		if (btf_kind(t) == BTF_KIND_PTR) {
+			stars++;
+			name = "";
+		} else if (btf_kind(t) == BTF_KIND_TYPEDEF) {
+			name = static_call(btf_name)(btf, t->name_off);
+		} else if (btf_kind(t) != BTF_KIND_CONST &&
+			   btf_kind(t) != BTF_KIND_VOLATILE &&
+			   btf_kind(t) != BTF_KIND_RESTRICT &&
+			   btf_kind(t) != BTF_KIND_TYPE_TAG) {
+			break;
+		}
+	}
+
+	if (btf_kind(t) == BTF_KIND_UNKN) {
+		name = "void";
+	} else if (btf_kind(t) != BTF_KIND_INT) {
+		/* No tag: that of the typedef, if any. */
+		if (t->name_off)
+			name = static_call(btf_name)(btf, t->name_off);
+	} else if (btf_int_encoding(t) & BTF_INT_BOOL) {
+		name = "bool";
+	} else if (t->size == 1) {
+		/* Is a char signed? Compilers say so or not. */
+		name = "char";
+	} else {
+		snprintf(integer, sizeof(integer), "%c%u",
+			 btf_int_encoding(t) & BTF_INT_SIGNED ? 's' : 'u',
+			 t->size * BITS_PER_BYTE);
+		name = integer;
+	}
+	return scnprintf(buf, size, "%s%.*s", *name ? name : "?",
+			 stars ? stars + 1 : 0, " ********");
+}
+
+/* A "-" in @want is any one type. */
+static bool proto_fits(const char *want, const char *have)
+{
+	for (; *want; want++) {
+		if (*want == '-' && *have != ')')
+			have += strcspn(have, ",)");
+		else if (*want != *have++)
+			return false;
+	}
+	return !*have;
+}
+
+struct proto {
+	const char *name, *text;
+};
+
+#define AF_PROTO(fn, text)	{ #fn, text },
+
+static const struct proto protos[] = {
+#include "compat/proto_list.h"
+};
+
+#undef AF_PROTO
+
+/* A hook without a row does not compile; nor does a call, see AF_RESOLVE(). */
+#define AF_HOOK(fn)		AF_PROTO_##fn,
+#define AF_HOOK_VERDICT(fn)	AF_HOOK(fn)
+#define AF_HOOK_ALWAYS(fn)	AF_HOOK(fn)
+
+static const enum af_proto_row hook_rows[] __maybe_unused = {
+#include "compat/hook_list.h"
+};
+
+#define PROTO_MAX	128
+
+#ifdef AF_FAULTS
+static char *fault_proto;
+module_param(fault_proto, charp, 0444);
+MODULE_PARM_DESC(fault_proto, "function that is to have one parameter more");
+
+#define AF_PROTO(fn, text)	#fn " "
+
+static char *names =
+#include "compat/proto_list.h"
+	;
+module_param_named(fault_protos, names, charp, 0444);
+MODULE_PARM_DESC(fault_protos, "the functions whose prototypes are checked");
+
+static const char *expected(const struct proto *p)
+{
+	static char text[PROTO_MAX];
+
+	if (!fault_proto || strcmp(fault_proto, p->name))
+		return p->text;
+	snprintf(text, sizeof(text), "%.*s, -)", (int)strlen(p->text) - 1,
+		 p->text);
+	return text;
+}
+#else
+static const char *expected(const struct proto *p)
+{
+	return p->text;
+}
+#endif
+
+static int check_proto(const struct btf *btf, const struct proto *p)
+{
+	s32 id = static_call(btf_find)(btf, p->name, BTF_KIND_FUNC);
+	const struct btf_type *t;
+	char have[PROTO_MAX];
+	size_t n;
+	u32 i;
+
+	if (id < 0) {
+		pr_err("this kernel's type information has no function %s\n",
+		       p->name);
+		return -ENOEXEC;
+	}
+	t = btf_type_by_id(btf, btf_type_by_id(btf, id)->type);
+	n = put_type(have, sizeof(have), btf, t->type);
+	n += scnprintf(have + n, sizeof(have) - n, "(");
+	for (i = 0; i < btf_type_vlen(t); i++) {
+		if (i)
+			n += scnprintf(have + n, sizeof(have) - n, ", ");
+		n += put_type(have + n, sizeof(have) - n, btf,
+			      btf_params(t)[i].type);
+	}
+	scnprintf(have + n, sizeof(have) - n, ")");
+
+	if (proto_fits(expected(p), have))
+		return 0;
+	pr_err("function %s is %s in this kernel, the module needs %s\n",
+	       p->name, have, expected(p));
+	return -ENOEXEC;
+}
+
+static bool member_fits(const struct btf *btf, const struct af_member *m)
+{
+	s32 id = static_call(btf_find)(btf, m->type, BTF_KIND_STRUCT);
+	const struct btf_member *member;
+	const struct btf_type *t;
+	const char *name;
+	u32 i;
+
+	if (id < 0)
+		return false;
+	t = btf_type_by_id(btf, id);
+	for_each_member(i, t, member) {
+		name = static_call(btf_name)(btf, member->name_off);
+		if (!strcmp(name, m->member))
+			return __btf_member_bit_offset(t, member) ==
+			       m->offset * BITS_PER_BYTE;
+	}
+	return false;
+}
+
+/*
+ * Backports change prototypes, and point releases what headers do not show. The
+ * kernel's own type information (BTF) tells.
+ */
+static int check_types(void)
+{
+	struct btf *btf = af_fault() ? NULL : static_call(get_btf)();
+	const struct af_member *m;
+	const struct proto *p;
+	int ret;
+
+	if (IS_ERR_OR_NULL(btf)) {
+		pr_err("this kernel has no type information (CONFIG_DEBUG_INFO_BTF)\n");
+		return -ENOEXEC;
+	}
+	for (p = protos; p < protos + ARRAY_SIZE(protos); p++) {
+		ret = check_proto(btf, p);
+		if (ret)
+			return ret;
+	}
+	for (m = af_expected_members; m->type; m++)
+		if (!member_fits(btf, m)) {
+			pr_err("struct %s, member %s is not where it was in the tested kernels\n",
+			       m->type, m->member);
+			return -ENOEXEC;
+		}
+	return 0;
+}
+
 /**
- * af_symbols_init - resolve every symbol that the module calls
+ * af_symbols_init - check the kernel's types, resolve what the module calls
  *
- * Return: 0, or -ENOENT after naming the symbol that is missing.
+ * Return: 0, -ENOENT after naming the symbol that is missing, -ENOEXEC after
+ * naming what is not as the module was written for, or -ENOMEM.
  */
 int af_symbols_init(void)
 {
 	unsigned long addr = kprobe_address("kallsyms_lookup_name");
+	int ret;
 
 	if (!addr)
 		return -ENOENT;
 	static_call_update(lookup_name, (void *)addr);
 
-	if (!AF_RESOLVE(lookup_size, "kallsyms_lookup_size_offset") ||
-	    !AF_RESOLVE(get_btf, "bpf_get_btf_vmlinux") ||
-	    !AF_RESOLVE(btf_find, "btf_find_by_name_kind") ||
-	    !AF_RESOLVE(btf_name, "btf_name_by_offset") ||
-	    !AF_RESOLVE(af_copy_page_range, "copy_page_range") ||
-	    !AF_RESOLVE(af_p4d_alloc, "__p4d_alloc") ||
-	    !AF_RESOLVE(af_pud_alloc, "__pud_alloc") ||
-	    !AF_RESOLVE(af_pmd_alloc, "__pmd_alloc") ||
-	    !AF_RESOLVE(af_flush_tlb_mm_range, "flush_tlb_mm_range") ||
-	    !AF_RESOLVE(af_userfaultfd_ioctl, "userfaultfd_ioctl"))
+	if (!AF_RESOLVE(lookup_size, kallsyms_lookup_size_offset) ||
+	    !AF_RESOLVE(get_btf, bpf_get_btf_vmlinux) ||
+	    !AF_RESOLVE(btf_find, btf_find_by_name_kind) ||
+	    !AF_RESOLVE(btf_name, btf_name_by_offset))
 		return -ENOENT;
+	/* Nothing else is called before this. */
+	ret = check_types();
+	if (ret)
+		return ret;
+
+	if (!AF_RESOLVE(af_copy_page_range, copy_page_range) ||
+	    !AF_RESOLVE(af_p4d_alloc, __p4d_alloc) ||
+	    !AF_RESOLVE(af_pud_alloc, __pud_alloc) ||
+	    !AF_RESOLVE(af_pmd_alloc, __pmd_alloc) ||
+	    !AF_RESOLVE(af_flush_tlb_mm_range, flush_tlb_mm_range) ||
+	    !AF_RESOLVE(af_swap_dup_entry, AF_SWAP_DUP))
+		return -ENOENT;
+#ifdef CONFIG_MEMORY_FAILURE
+	if (!AF_RESOLVE(af_memory_failure, memory_failure))
+		return -ENOENT;
+#endif
 
 	af_mmlist_lock = (spinlock_t *)af_symbol("mmlist_lock");
 	return af_mmlist_lock ? af_ptlock_resolve() : -ENOENT;
@@ -148,54 +355,5 @@ int af_symbols_check_calls(void)
 			return -ENOEXEC;
 		}
 	}
-	return 0;
-}
-
-static bool member_fits(const struct btf *btf, const struct af_member *m)
-{
-	s32 id = static_call(btf_find)(btf, m->type, BTF_KIND_STRUCT);
-	const struct btf_member *member;
-	const struct btf_type *t;
-	const char *name;
-	u32 i;
-
-	if (id < 0)
-		return false;
-	t = btf_type_by_id(btf, id);
-	for_each_member(i, t, member) {
-		name = static_call(btf_name)(btf, member->name_off);
-		if (!strcmp(name, m->member))
-			return __btf_member_bit_offset(t, member) ==
-			       m->offset * BITS_PER_BYTE;
-	}
-	return false;
-}
-
-/**
- * af_symbols_check_members - are the kernel's structs like our copies?
- *
- * A point release may change what its headers do not show. The kernel's own
- * type information (BTF) tells.
- *
- * Return: 0, or -ENOEXEC after naming what differs.
- */
-int af_symbols_check_members(void)
-{
-	const struct af_member *m = af_expected_members;
-	struct btf *btf;
-
-	if (!m->type)
-		return 0;
-	btf = static_call(get_btf)();
-	if (IS_ERR_OR_NULL(btf)) {
-		pr_err("this kernel has no type information (CONFIG_DEBUG_INFO_BTF)\n");
-		return -ENOEXEC;
-	}
-	for (; m->type; m++)
-		if (!member_fits(btf, m)) {
-			pr_err("struct %s, member %s is not where it was in the tested kernels\n",
-			       m->type, m->member);
-			return -ENOEXEC;
-		}
 	return 0;
 }

@@ -11,6 +11,7 @@
 
 #include <linux/mm.h>
 #include <linux/static_call.h>
+#include <linux/stringify.h>
 
 #include "compat/compat.h"
 
@@ -20,11 +21,18 @@ DECLARE_STATIC_CALL(af_pud_alloc, __pud_alloc);
 DECLARE_STATIC_CALL(af_pmd_alloc, __pmd_alloc);
 DECLARE_STATIC_CALL(af_flush_tlb_mm_range, flush_tlb_mm_range);
 
-typedef long af_userfaultfd_ioctl_t(struct file *file, unsigned int cmd,
-				    unsigned long arg);
-DECLARE_STATIC_CALL(af_userfaultfd_ioctl, af_userfaultfd_ioctl_t);
+DECLARE_STATIC_CALL(af_swap_dup_entry, AF_SWAP_DUP);
+#ifdef CONFIG_MEMORY_FAILURE
+DECLARE_STATIC_CALL(af_memory_failure, memory_failure);
+#endif
 
 extern spinlock_t *af_mmlist_lock;
+
+/* One more sharer of a swap entry; 0 or an errno. Takes spinlocks only. */
+static inline int af_swap_dup(pte_t pte)
+{
+	return static_call(af_swap_dup_entry)(af_leaf_entry(pte));
+}
 
 /* A direct call that the hooks rely on; the list ends with an empty entry. */
 struct af_call {
@@ -44,10 +52,23 @@ struct af_member {
 
 extern const struct af_member af_expected_members[];
 
-/* Point a static call at the kernel's function; false: there is none. */
-#define AF_RESOLVE(key, name)						\
+/* AF_PROTO_name: compat/proto_list.h has a row for it. */
+#define AF_PROTO(fn, text)	AF_PROTO_##fn,
+
+enum af_proto_row {
+#include "compat/proto_list.h"
+};
+
+#undef AF_PROTO
+
+/*
+ * Point a static call at the kernel's function; false: there is none. @fn: its
+ * name, or a macro for it.
+ */
+#define AF_RESOLVE(key, fn)						\
 ({									\
-	unsigned long addr_ = af_symbol(name);				\
+	static_assert(__PASTE(AF_PROTO_, fn) >= 0);			\
+	unsigned long addr_ = af_symbol(__stringify(fn));		\
 									\
 	if (addr_)							\
 		static_call_update(key, (void *)addr_);			\
@@ -57,6 +78,5 @@ extern const struct af_member af_expected_members[];
 unsigned long af_symbol(const char *name);
 int af_symbols_init(void);
 int af_symbols_check_calls(void);
-int af_symbols_check_members(void);
 
 #endif /* _AF_SYMBOLS_H */

@@ -90,16 +90,6 @@ static inline bool af_release_tested(const char *release)
 #define AF_CALL_PADDING	0
 #endif
 
-static inline void af_vm_flags_init(struct vm_area_struct *vma,
-				    unsigned long flags)
-{
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
-	vm_flags_init(vma, flags);
-#else
-	vma->vm_flags = flags;
-#endif
-}
-
 static inline bool af_mm_pinned(struct mm_struct *mm)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
@@ -111,63 +101,14 @@ static inline bool af_mm_pinned(struct mm_struct *mm)
 
 /*
  * RSS counters: per CPU since 6.2. Not add_mm_counter(): it calls
- * mm_trace_rss_stat(), which is not exported. A trampoline mm is made with a
- * chunk BUSY, hence GFP_NOWAIT: the allocator's mutex may be held in reclaim.
+ * mm_trace_rss_stat(), which is not exported.
  */
+static inline void af_rss_add(struct mm_struct *mm, int member, long n)
+{
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
-static inline void af_rss_add(struct mm_struct *mm, int member, long n)
-{
 	percpu_counter_add(&mm->rss_stat[member], n);
-}
-
-static inline int af_rss_init(struct mm_struct *mm)
-{
-	return percpu_counter_init_many(mm->rss_stat, 0,
-					GFP_NOWAIT | __GFP_NOWARN,
-					NR_MM_COUNTERS);
-}
-
-static inline void af_rss_destroy(struct mm_struct *mm)
-{
-	percpu_counter_destroy_many(mm->rss_stat, NR_MM_COUNTERS);
-}
-
-static inline long af_rss_take(struct mm_struct *mm, int member)
-{
-	long n = percpu_counter_sum(&mm->rss_stat[member]);
-
-	percpu_counter_sub(&mm->rss_stat[member], n);
-	return n;
-}
 #else
-static inline void af_rss_add(struct mm_struct *mm, int member, long n)
-{
 	atomic_long_add(n, &mm->rss_stat.count[member]);
-}
-
-static inline int af_rss_init(struct mm_struct *mm)
-{
-	memset(&mm->rss_stat, 0, sizeof(mm->rss_stat));
-	return 0;
-}
-
-static inline void af_rss_destroy(struct mm_struct *mm)
-{
-}
-
-static inline long af_rss_take(struct mm_struct *mm, int member)
-{
-	return atomic_long_xchg(&mm->rss_stat.count[member], 0);
-}
-#endif
-
-static inline void af_mmap_init_lock(struct mm_struct *mm)
-{
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
-	init_rwsem(&mm->mmap_lock);
-	mm_lock_seqcount_init(mm);
-#else
-	mmap_init_lock(mm);
 #endif
 }
 
@@ -177,17 +118,6 @@ static inline void af_mmap_init_lock(struct mm_struct *mm)
 #else
 #define AF_LOCKDEP_MAP_INIT(...)	{ }
 #endif
-
-/*
- * A VMA that nobody else can find, under mmap_write_lock() of its mm, counts as
- * write-locked: copy_page_range() asserts that of its source.
- */
-static inline void af_vma_set_write_locked(struct vm_area_struct *vma)
-{
-#ifdef CONFIG_PER_VMA_LOCK
-	vma->vm_lock_seq = vma->vm_mm->mm_lock_seq.sequence;
-#endif
-}
 
 /* Since 7.x the kernel keeps its own to mm/. */
 static inline void af_anon_vma_lock_write(struct anon_vma *anon_vma)
@@ -201,33 +131,15 @@ static inline void af_anon_vma_unlock_write(struct anon_vma *anon_vma)
 }
 
 /*
- * A large folio counts its mappings per mm, by mm_id: what is mapped through a
- * trampoline must count for the mm that gets the table.
+ * Duplicate the rmap of an anonymous page; nonzero: pinned. @dst_vma: a large
+ * folio counts its mappings per mm, in some versions.
  */
-static inline void af_mm_id_copy(struct mm_struct *to,
-				 const struct mm_struct *from)
-{
-#ifdef CONFIG_MM_ID
-	to->mm_id = from->mm_id;
-#endif
-}
-
-/* Order-0 anonymous and not KSM: all that the plain loop takes. */
-static inline bool af_page_plain(struct page *page)
-{
-	struct folio *folio = page_folio(page);
-
-	return !folio_test_large(folio) && folio_test_anon(folio) &&
-	       !folio_test_ksm(folio);
-}
-
-/* Duplicate the rmap of a plain page; nonzero: pinned. */
 static inline int af_dup_anon_rmap(struct page *page,
+				   struct vm_area_struct *dst_vma,
 				   struct vm_area_struct *src_vma)
 {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0)
-	/* The target matters for large folios only. */
-	return folio_try_dup_anon_rmap_pte(page_folio(page), page, src_vma,
+	return folio_try_dup_anon_rmap_pte(page_folio(page), page, dst_vma,
 					   src_vma);
 #elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
 	return folio_try_dup_anon_rmap_pte(page_folio(page), page, src_vma);
@@ -236,26 +148,166 @@ static inline int af_dup_anon_rmap(struct page *page,
 #endif
 }
 
-static inline bool af_pte_devmap(pte_t pte)
+/* What an entry that maps nothing stands for. */
+enum af_leaf {
+	AF_LEAF_UNKNOWN,
+	AF_LEAF_SWAP,
+	AF_LEAF_MIGRATION,
+	AF_LEAF_DEVICE,		/* a page in a device's memory */
+	AF_LEAF_MARKER,
+	AF_LEAF_POISON,
+};
+
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+static inline swp_entry_t af_leaf_entry(pte_t pte)
 {
-#ifdef CONFIG_ARCH_HAS_PTE_DEVMAP
-	return pte_devmap(pte);
+	return softleaf_from_pte(pte);
+}
+
+static inline enum af_leaf af_leaf_kind(pte_t pte)
+{
+	softleaf_t entry = softleaf_from_pte(pte);
+
+	if (softleaf_is_swap(entry))
+		return AF_LEAF_SWAP;
+	if (softleaf_is_migration(entry))
+		return AF_LEAF_MIGRATION;
+	if (softleaf_is_device_private(entry))
+		return AF_LEAF_DEVICE;
+	if (softleaf_is_marker(entry))
+		return AF_LEAF_MARKER;
+	return softleaf_is_hwpoison(entry) ? AF_LEAF_POISON : AF_LEAF_UNKNOWN;
+}
+
+static inline struct page *af_leaf_page(pte_t pte)
+{
+	return softleaf_to_page(softleaf_from_pte(pte));
+}
+
+static inline bool af_migration_is_read(pte_t pte)
+{
+	return softleaf_is_migration_read(softleaf_from_pte(pte));
+}
+
+static inline bool af_device_is_read(pte_t pte)
+{
+	return !softleaf_is_device_private_write(softleaf_from_pte(pte));
+}
+
+/* What a child without userfaultfd gets of a marker; may be none. */
+static inline pte_t af_marker_copy(pte_t pte)
+{
+	pte_marker marker = softleaf_to_marker(softleaf_from_pte(pte)) &
+			    (PTE_MARKER_POISONED | PTE_MARKER_GUARD);
+
+	return marker ? make_pte_marker(marker) : __pte(0);
+}
 #else
-	return false;
+static inline swp_entry_t af_leaf_entry(pte_t pte)
+{
+	return pte_to_swp_entry(pte);
+}
+
+static inline enum af_leaf af_leaf_kind(pte_t pte)
+{
+	swp_entry_t entry = pte_to_swp_entry(pte);
+
+	if (!non_swap_entry(entry))
+		return AF_LEAF_SWAP;
+	if (is_migration_entry(entry))
+		return AF_LEAF_MIGRATION;
+	if (is_device_private_entry(entry))
+		return AF_LEAF_DEVICE;
+	if (is_pte_marker_entry(entry))
+		return AF_LEAF_MARKER;
+#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 6, 0)
+	/* Later a marker. */
+	if (is_swapin_error_entry(entry))
+		return AF_LEAF_POISON;
+#endif
+	return is_hwpoison_entry(entry) ? AF_LEAF_POISON : AF_LEAF_UNKNOWN;
+}
+
+static inline struct page *af_leaf_page(pte_t pte)
+{
+	return pfn_swap_entry_to_page(pte_to_swp_entry(pte));
+}
+
+static inline bool af_migration_is_read(pte_t pte)
+{
+	return is_readable_migration_entry(pte_to_swp_entry(pte));
+}
+
+static inline bool af_device_is_read(pte_t pte)
+{
+	return !is_writable_device_private_entry(pte_to_swp_entry(pte));
+}
+
+/* What a child without userfaultfd gets of a marker; may be none. */
+static inline pte_t af_marker_copy(pte_t pte)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+	pte_marker marker = pte_marker_get(pte_to_swp_entry(pte)) &
+			    PTE_MARKER_POISONED;
+
+	return marker ? make_pte_marker(marker) : __pte(0);
+#else
+	return __pte(0);
 #endif
 }
+#endif
+
+/* @entry in the place of @pte, whose bits it keeps. */
+static inline pte_t af_leaf_like(pte_t pte, swp_entry_t entry)
+{
+	pte_t leaf = swp_entry_to_pte(entry);
+
+	if (pte_swp_soft_dirty(pte))
+		leaf = pte_swp_mksoft_dirty(leaf);
+	if (pte_swp_uffd_wp(pte))
+		leaf = pte_swp_mkuffd_wp(leaf);
+	return leaf;
+}
+
+/* The entry of a page that is shared from now on. */
+static inline pte_t af_migration_read(pte_t pte)
+{
+	unsigned long offset = swp_offset(af_leaf_entry(pte));
+
+	if (af_migration_is_read(pte))
+		return pte;
+	return af_leaf_like(pte, make_readable_migration_entry(offset));
+}
+
+static inline pte_t af_device_read(pte_t pte)
+{
+	unsigned long offset = swp_offset(af_leaf_entry(pte));
+
+	if (af_device_is_read(pte))
+		return pte;
+	return af_leaf_like(pte, make_readable_device_private_entry(offset));
+}
+
+/* Adds a sharer of a swap entry, without sleeping. */
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#define AF_SWAP_DUP	swap_dup_entry_direct
+#else
+#define AF_SWAP_DUP	swap_duplicate
+#endif
 
 /*
  * Not pte_alloc_one(): it would rather call the OOM killer than fail, and the
- * parent would be the victim. We have a reserve, and can give up.
+ * parent would be the victim. We have a reserve, and can give up; so the system's
+ * own reserves are not for us, not even for who may use them (an OOM victim).
  */
-#define AF_GFP_PTE	(GFP_PGTABLE_USER | __GFP_RETRY_MAYFAIL | __GFP_NOWARN)
+#define AF_GFP_PTE	(GFP_PGTABLE_USER | __GFP_RETRY_MAYFAIL | \
+			 __GFP_NOWARN | __GFP_NOMEMALLOC)
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 /* The inline functions of the kernel need symbols that are not exported. */
-static inline pgtable_t af_pte_alloc(struct mm_struct *mm)
+static inline pgtable_t af_pte_alloc(struct mm_struct *mm, gfp_t gfp)
 {
-	struct page *page = alloc_page(AF_GFP_PTE | __GFP_COMP);
+	struct page *page = alloc_page(gfp | __GFP_COMP);
 
 	if (!page)
 		return NULL;
@@ -274,12 +326,12 @@ static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
 }
 #elif ALLOC_SPLIT_PTLOCKS
 /* Lock debugging makes the lock of a table an object of its own: ptlock.c. */
-pgtable_t af_pte_alloc(struct mm_struct *mm);
+pgtable_t af_pte_alloc(struct mm_struct *mm, gfp_t gfp);
 void af_pte_free(struct mm_struct *mm, pgtable_t table);
 #else
-static inline pgtable_t af_pte_alloc(struct mm_struct *mm)
+static inline pgtable_t af_pte_alloc(struct mm_struct *mm, gfp_t gfp)
 {
-	return __pte_alloc_one(mm, AF_GFP_PTE);
+	return __pte_alloc_one(mm, gfp);
 }
 
 static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
@@ -296,6 +348,24 @@ static inline int af_ptlock_resolve(void)
 	return 0;
 }
 #endif
+
+/*
+ * May a userfaultfd move pages of the mm (UFFDIO_MOVE)? To memory that is
+ * registered, whatever features were asked for. Under mmap_write_lock().
+ */
+static inline bool af_mm_uffd_moves(struct mm_struct *mm)
+{
+#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+	struct vm_area_struct *vma;
+	struct vma_iterator vmi;
+
+	vma_iter_init(&vmi, mm, 0);
+	for_each_vma(vmi, vma)
+		if (vma->vm_userfaultfd_ctx.ctx)
+			return true;
+#endif
+	return false;
+}
 
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
 /* fs/userfaultfd.c keeps this private; we read ->mm only. */
@@ -334,12 +404,10 @@ static inline int af_ftrace_attach(struct ftrace_ops *ops, unsigned long ip,
 	return ret;
 }
 
-static inline void af_ftrace_detach(struct ftrace_ops *ops, unsigned long ip,
-				    unsigned long tramp)
+static inline int af_ftrace_detach(struct ftrace_ops *ops, unsigned long ip,
+				   unsigned long tramp)
 {
-	int ret = unregister_ftrace_direct(ops, tramp, true);
-
-	WARN_ON_ONCE(ret);
+	return unregister_ftrace_direct(ops, tramp, true);
 }
 #else
 static inline int af_ftrace_attach(struct ftrace_ops *ops, unsigned long ip,
@@ -348,12 +416,10 @@ static inline int af_ftrace_attach(struct ftrace_ops *ops, unsigned long ip,
 	return register_ftrace_direct(ip, tramp);
 }
 
-static inline void af_ftrace_detach(struct ftrace_ops *ops, unsigned long ip,
-				    unsigned long tramp)
+static inline int af_ftrace_detach(struct ftrace_ops *ops, unsigned long ip,
+				   unsigned long tramp)
 {
-	int ret = unregister_ftrace_direct(ip, tramp);
-
-	WARN_ON_ONCE(ret);
+	return unregister_ftrace_direct(ip, tramp);
 }
 #endif
 

@@ -37,5 +37,13 @@ AF_HOOK(zap_vma_range_batched)
 AF_HOOK(walk_page_range)
 AF_HOOK(zap_page_range_single)
 #endif
-AF_HOOK_ALWAYS(userfaultfd_ioctl)
+AF_HOOK(userfaultfd_ioctl)
+#if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
+	LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+AF_HOOK_VERDICT(move_pages_huge_pmd)
+#endif
+AF_HOOK(__pte_alloc)
+#ifdef CONFIG_MEMORY_FAILURE
+AF_HOOK_ALWAYS(memory_failure)
+#endif
 AF_HOOK_VERDICT(copy_page_range)

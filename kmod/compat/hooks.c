@@ -122,7 +122,8 @@ void af_hook_change_protection(struct mmu_gather *tlb,
 {
 	/* A missed NUMA hint costs nothing; a pull under its scan would. */
 	if (!(cp_flags & MM_CP_PROT_NUMA))
-		af_hook_sync(vma->vm_mm, start, end, ASYNCFORK_HOOK_PROTECT);
+		af_hook_sync(vma->vm_mm, start, end, ASYNCFORK_HOOK_PROTECT,
+			     true);
 }
 
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
@@ -181,5 +182,30 @@ void af_hook_walk_page_range(struct mm_struct *mm, unsigned long start,
 			     unsigned long end)
 {
 	af_hook_walk(mm, start, end);
+}
+#endif
+
+#if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
+	LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+/*
+ * UFFDIO_MOVE puts a huge page into an empty slot, and holds the lock of its old
+ * one by now: it shall try again, until the slot has its table.
+ */
+struct af_verdict af_hook_move_pages_huge_pmd(struct mm_struct *mm, pmd_t *dst,
+					      pmd_t *src)
+{
+	spinlock_t *ptl = pmd_lockptr(mm, src);
+	struct af_verdict v = { .skip = 0 };
+
+	af_hook_enter();
+	if (af_slot_pending(mm, dst)) {
+		spin_unlock(ptl);
+		/* The caller's, says sparse. */
+		__acquire(ptl);
+		v.ret = -EAGAIN;
+		v.skip = 1;
+	}
+	af_hook_leave();
+	return v;
 }
 #endif

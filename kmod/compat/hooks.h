@@ -76,4 +76,10 @@ void af_hook_change_protection(struct mmu_gather *tlb,
 			       unsigned long cp_flags);
 #endif
 
+#if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
+	LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+struct af_verdict af_hook_move_pages_huge_pmd(struct mm_struct *mm, pmd_t *dst,
+					      pmd_t *src);
+#endif
+
 #endif /* _AF_COMPAT_HOOKS_H */

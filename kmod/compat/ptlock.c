@@ -5,6 +5,8 @@
  * There the lock of a table does not fit into its struct page: the kernel makes
  * it with functions that are not exported. Empty for all other kernels.
  */
+#include <linux/sched/mm.h>
+
 #include "compat.h"
 #include "../symbols.h"
 
@@ -48,13 +50,21 @@ static int learn_class(void)
 #endif
 
 /* As pagetable_pte_ctor() and pagetable_pte_dtor() do it. */
-pgtable_t af_pte_alloc(struct mm_struct *mm)
+pgtable_t af_pte_alloc(struct mm_struct *mm, gfp_t gfp)
 {
-	struct page *page = alloc_page(AF_GFP_PTE | __GFP_COMP);
+	struct page *page = alloc_page(gfp | __GFP_COMP);
+	unsigned int noreclaim = 0;
+	bool locked;
 
 	if (!page)
 		return NULL;
-	if (!static_call(lock_alloc)(page_ptdesc(page))) {
+	/* It asks for memory with GFP_KERNEL, whatever we may. */
+	if (!gfpflags_allow_blocking(gfp))
+		noreclaim = memalloc_noreclaim_save();
+	locked = static_call(lock_alloc)(page_ptdesc(page));
+	if (!gfpflags_allow_blocking(gfp))
+		memalloc_noreclaim_restore(noreclaim);
+	if (!locked) {
 		__free_page(page);
 		return NULL;
 	}
@@ -80,9 +90,9 @@ void af_pte_free(struct mm_struct *mm, pgtable_t table)
  */
 int af_ptlock_resolve(void)
 {
-	if (!AF_RESOLVE(pte_table_alloc, "pte_alloc_one") ||
-	    !AF_RESOLVE(lock_alloc, "ptlock_alloc") ||
-	    !AF_RESOLVE(lock_free, "ptlock_free"))
+	if (!AF_RESOLVE(pte_table_alloc, pte_alloc_one) ||
+	    !AF_RESOLVE(lock_alloc, ptlock_alloc) ||
+	    !AF_RESOLVE(lock_free, ptlock_free))
 		return -ENOENT;
 	return learn_class();
 }

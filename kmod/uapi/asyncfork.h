@@ -32,11 +32,12 @@ enum asyncfork_reason {
 	ASYNCFORK_REASON_MIN_RSS	= 3,	/* below the caller's min_rss */
 	ASYNCFORK_REASON_PINNED		= 4,	/* mm has or had pinned pages */
 	ASYNCFORK_REASON_NOTIFIER	= 5,	/* mm has mmu notifiers */
-	ASYNCFORK_REASON_UFFD		= 6,	/* userfaultfd ioctl under way */
+	ASYNCFORK_REASON_UFFD		= 6,	/* userfaultfd may move pages */
 	ASYNCFORK_REASON_NO_MEMORY	= 7,	/* no memory for the session */
 	ASYNCFORK_REASON_LIMIT		= 8,	/* max_sessions reached */
 	ASYNCFORK_REASON_NOTHING	= 9,	/* no parkable chunk */
 	ASYNCFORK_REASON_SHARED		= 10,	/* mm shared with a process */
+	ASYNCFORK_REASON_POISON		= 11,	/* memory failure under way */
 };
 
 /* Life of a session: struct asyncfork_report.state. */
@@ -62,6 +63,8 @@ enum asyncfork_hook {
 	ASYNCFORK_HOOK_DUMP		= 10,	/* get_dump_page */
 	ASYNCFORK_HOOK_FORK		= 11,	/* a further fork */
 	ASYNCFORK_HOOK_EXIT		= 12,	/* exit_mmap of the parent */
+	ASYNCFORK_HOOK_POISON		= 13,	/* memory_failure */
+	ASYNCFORK_HOOK_PTE_ALLOC	= 14,	/* __pte_alloc, past all others */
 	ASYNCFORK_HOOK_MAX		= 16
 };
 
@@ -100,7 +103,7 @@ struct asyncfork_report {
 	__u64 parked;			/* chunks parked */
 	__u64 eager;			/* chunks copied during the fork */
 	__u64 reattached;		/* chunks given back uncopied */
-	__u64 odd;			/* chunks copied by trampolines */
+	__u64 odd;			/* chunks with more than plain pages */
 	__u64 by_child;			/* chunks pulled, by the puller's mm */
 	__u64 by_parent;
 	__u64 by_helper;
@@ -110,6 +113,7 @@ struct asyncfork_report {
 	__u64 parent_pull_max_ns;	/* and the longest of them */
 	__u64 copy_ns;			/* end of fork to end of session */
 	__u64 meta_bytes;		/* memory of the side arrays */
+	__u64 cpus;			/* CPUs that the parent may run on */
 	__u64 pulls[ASYNCFORK_HOOK_MAX];
 };
 

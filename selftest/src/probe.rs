@@ -65,6 +65,10 @@ impl Op {
                 return Err("needs a page in migration, which only the kernel or root can start")
             }
             Hook::Dump => return Err("would leave a core dump"),
+            Hook::Poison => return Err("needs a memory failure"),
+            Hook::PteAlloc => {
+                return Err("needs a driver whose mmap fills page tables, with park_partial")
+            }
             Hook::Unknown(_) => return Err("unknown to this self-test"),
         })
     }

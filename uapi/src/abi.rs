@@ -130,7 +130,7 @@ abi_enum! {
         Pinned = 4, "ASYNCFORK_REASON_PINNED", "pinned";
         /// The memory has mmu notifiers.
         Notifier = 5, "ASYNCFORK_REASON_NOTIFIER", "notifier";
-        /// A userfaultfd ioctl was under way.
+        /// A userfaultfd may move pages of the memory.
         Uffd = 6, "ASYNCFORK_REASON_UFFD", "uffd";
         /// No kernel memory for the session.
         NoMemory = 7, "ASYNCFORK_REASON_NO_MEMORY", "no_memory";
@@ -140,6 +140,8 @@ abi_enum! {
         Nothing = 9, "ASYNCFORK_REASON_NOTHING", "nothing";
         /// The memory is shared with another process.
         Shared = 10, "ASYNCFORK_REASON_SHARED", "shared";
+        /// A memory failure was being dealt with.
+        Poison = 11, "ASYNCFORK_REASON_POISON", "poison";
     }
 }
 
@@ -157,7 +159,9 @@ impl Reason {
                 "the process has or had pinned pages (RDMA, io_uring buffers, O_DIRECT, vfio)"
             }
             Self::Notifier => "the process has mmu notifiers (KVM, RDMA or a GPU driver)",
-            Self::Uffd => "a userfaultfd ioctl was under way",
+            Self::Uffd => {
+                "memory is registered with userfaultfd, which may move other pages (UFFDIO_MOVE)"
+            }
             Self::NoMemory => "no kernel memory for the session",
             Self::Limit => {
                 "too many sessions at once; raise the module's limit if that is normal here"
@@ -166,6 +170,7 @@ impl Reason {
                 "no chunk can be parked (huge pages and file or shared mappings are copied at once)"
             }
             Self::Shared => "another process shares the memory (CLONE_VM, vfork)",
+            Self::Poison => "a memory failure was being dealt with; see the kernel log",
             Self::Unknown(_) => {
                 "the module has a reason that this library does not know; update it"
             }
@@ -216,6 +221,10 @@ abi_enum! {
         Fork = 11, "ASYNCFORK_HOOK_FORK", "fork";
         /// `exit_mmap` of the parent.
         Exit = 12, "ASYNCFORK_HOOK_EXIT", "exit";
+        /// `memory_failure`.
+        Poison = 13, "ASYNCFORK_HOOK_POISON", "poison";
+        /// `__pte_alloc`, for those that no other hook has met.
+        PteAlloc = 14, "ASYNCFORK_HOOK_PTE_ALLOC", "pte_alloc";
     }
 }
 
@@ -342,7 +351,7 @@ abi_struct! {
         pub eager: u64,
         /// Chunks given back uncopied.
         pub reattached: u64,
-        /// Chunks copied by trampolines.
+        /// Chunks with more than plain pages.
         pub odd: u64,
         /// Chunks pulled by the child.
         pub by_child: u64,
@@ -362,6 +371,8 @@ abi_struct! {
         pub copy_ns: u64,
         /// Bytes of the side arrays.
         pub meta_bytes: u64,
+        /// CPUs that the forking thread might run on; the child may run on no others.
+        pub cpus: u64,
         /// Pulls by who asked; see [`Report::pulls_by()`].
         pub pulls: [u64; HOOK_MAX],
     }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Everybody but the fork: `hooks.c`, `uffd.c`, works, and what the CPU does by itself.
+//! Everybody but the fork: `hooks.c`, works, what the CPU does by itself, and the scheduler.
 
-use crate::scenario::Mutation;
+use crate::scenario::{Mutation, Role};
 use crate::state::*;
 use crate::step::{Rule, Thread};
 
@@ -41,41 +41,39 @@ impl Thread<'_> {
         Ok(())
     }
 
+    /// `flag`: the VMA's lock, else mmap_lock.
     pub fn hook_lock(&mut self) -> Rule {
-        self.st.mmap_lock += 1;
+        *self.hook_readers() += 1;
         self.go(Pc::HookActive);
         Ok(())
+    }
+
+    fn hook_readers(&mut self) -> &mut i8 {
+        let r = self.range_of(self.a.chunk);
+        if self.a.flag {
+            &mut self.st.vma_lock[usize::from(r)]
+        } else {
+            &mut self.st.mmap_lock
+        }
     }
 
     pub fn hook_active(&mut self) -> Rule {
         if self.st.active == 0 {
             self.go(Pc::HookBody);
         } else {
-            self.find(false, false, Pc::HookPut, Pc::HookBody);
-            self.pull_if_found(Pc::HookPut);
+            self.pull_this(true, Pc::HookPut, Pc::HookBody);
         }
         Ok(())
     }
 
-    /// af_sync_range() of this chunk: `found` starts the pull, which returns to `ret`.
-    fn pull_if_found(&mut self, ret: Pc) {
-        self.a.found = Pc::PullParked;
-        self.a.ret = ret;
-        self.a.pull.chunk = self.a.chunk;
-        self.a.pull.end = self.a.chunk + 1;
-    }
-
-    fn pull_all_if_found(&mut self, ret: Pc) {
-        self.pull_if_found(ret);
-        self.a.pull.chunk = 0;
-        self.a.pull.end = CHUNKS;
+    fn pull_this(&mut self, locked: bool, ret: Pc, not_found: Pc) {
+        let c = self.a.chunk;
+        self.pull_parent(c, c + 1, locked, ret, not_found);
     }
 
     /// The fault itself. A write-protected page is copied: the children keep theirs.
     pub fn hook_body(&mut self) -> Rule {
         let c = self.chunk();
-        self.a.pull = Pull::default();
-        self.a.ret = Pc::Done;
         self.no_parked_chunk(c)?;
         if self.st.wp[c] {
             self.st.wp[c] = false;
@@ -90,7 +88,7 @@ impl Thread<'_> {
     }
 
     pub fn hook_unlock(&mut self) -> Rule {
-        self.st.mmap_lock -= 1;
+        *self.hook_readers() -= 1;
         self.done();
         Ok(())
     }
@@ -112,9 +110,11 @@ impl Thread<'_> {
     pub fn migrate_active(&mut self) -> Rule {
         if self.st.active == 0 {
             self.go(Pc::MigrateBody);
+        } else if self.a.flag {
+            self.pull_of_child(Pc::MigratePut, Pc::MigrateBody);
         } else {
-            self.find(self.a.flag, false, Pc::MigratePut, Pc::MigrateBody);
-            self.pull_if_found(Pc::MigratePut);
+            let locked = self.dropped(Mutation::LockedMigration);
+            self.pull_this(locked, Pc::MigratePut, Pc::MigrateBody);
         }
         Ok(())
     }
@@ -136,8 +136,6 @@ impl Thread<'_> {
     }
 
     pub fn migrate_body(&mut self) -> Rule {
-        self.a.pull = Pull::default();
-        self.a.ret = Pc::Done;
         self.migrate_rule()?;
         self.go(Pc::MigrateUnlock);
         Ok(())
@@ -153,64 +151,105 @@ impl Thread<'_> {
         Ok(())
     }
 
-    pub fn uffd_guard(&mut self) -> Rule {
-        if !self.dropped(Mutation::GuardLate) {
-            self.st.guards += 1;
-        }
-        self.go(Pc::UffdActive);
-        Ok(())
-    }
-
+    /// Before the ioctl, without a lock: what an earlier fork has parked.
     pub fn uffd_active(&mut self) -> Rule {
-        let next = self.uffd_go_on();
-        self.go(if self.st.active == 0 {
-            next
+        if self.st.active == 0 {
+            self.go(Pc::UffdLock);
         } else {
-            Pc::UffdSync
-        });
-        Ok(())
-    }
-
-    pub fn uffd_go_on(&self) -> Pc {
-        if self.dropped(Mutation::GuardLate) {
-            Pc::UffdLate
-        } else {
-            Pc::UffdLock
+            self.pull_parent(0, CHUNKS, false, Pc::UffdPut, Pc::UffdLock);
         }
-    }
-
-    /// mmap_read_lock() and unlock, then af_sync_range().
-    pub fn uffd_sync(&mut self) -> Rule {
-        let next = self.uffd_go_on();
-        self.find(false, false, Pc::UffdPut, next);
-        self.pull_all_if_found(Pc::UffdPut);
         Ok(())
     }
 
-    pub fn uffd_late(&mut self) -> Rule {
-        self.st.guards += 1;
-        self.go(Pc::UffdLock);
-        Ok(())
-    }
-
-    /// The ioctl takes mmap_lock itself.
     pub fn uffd_lock(&mut self) -> Rule {
-        self.a = Actor {
-            pc: Pc::UffdUnlock,
-            ..Actor::default()
-        };
         self.st.mmap_lock += 1;
-        (0..usize::from(CHUNKS)).try_for_each(|c| self.no_parked_chunk(c))
+        self.go(Pc::UffdSlot);
+        Ok(())
+    }
+
+    /// An empty slot leads to __pte_alloc(), which is hooked.
+    pub fn uffd_slot(&mut self) -> Rule {
+        let hook = !self.st.slot[self.chunk()] && !self.dropped(Mutation::NoPteAlloc);
+        self.go(if hook { Pc::UffdAlloc } else { Pc::UffdBody });
+        Ok(())
+    }
+
+    pub fn uffd_alloc(&mut self) -> Rule {
+        if self.st.active == 0 {
+            self.go(Pc::UffdBody);
+        } else {
+            self.pull_this(true, Pc::UffdAllocPut, Pc::UffdBody);
+        }
+        Ok(())
+    }
+
+    /// A table in the slot is the parent's own, even if the puller has yet to say DONE.
+    pub fn uffd_body(&mut self) -> Rule {
+        if !self.st.slot[self.chunk()] {
+            return Err("a hooked function meets a parked chunk");
+        }
+        self.go(Pc::UffdUnlock);
+        Ok(())
     }
 
     pub fn uffd_unlock(&mut self) -> Rule {
         self.st.mmap_lock -= 1;
-        self.go(Pc::UffdUnguard);
+        self.done();
         Ok(())
     }
 
-    pub fn uffd_unguard(&mut self) -> Rule {
-        self.st.guards -= 1;
+    pub fn poison_guard(&mut self) -> Rule {
+        if !self.dropped(Mutation::PoisonNoGuard) && !self.dropped(Mutation::PoisonGuardLate) {
+            self.st.guards += 1;
+        }
+        self.poison_sweep();
+        Ok(())
+    }
+
+    /// Any session: one that counts nothing yet may be parking.
+    fn poison_sweep(&mut self) {
+        let any = !self.dropped(Mutation::PoisonParkedOnly);
+        self.find(true, any, Pc::PoisonWait, Pc::PoisonNext);
+    }
+
+    /// write_protect_seq is even.
+    pub fn poison_wait(&mut self) -> Rule {
+        self.ses()?;
+        self.start_pull_all(Pc::PoisonPut);
+        Ok(())
+    }
+
+    pub fn poison_next(&mut self) -> Rule {
+        if self.a.s == 0 && self.p.scenario.roles.contains(&Role::Fork(1)) {
+            self.a.s = 1;
+            self.poison_sweep();
+        } else {
+            let late = self.dropped(Mutation::PoisonGuardLate);
+            self.a.s = 0;
+            self.go(if late { Pc::PoisonLate } else { Pc::PoisonBody });
+        }
+        Ok(())
+    }
+
+    pub fn poison_late(&mut self) -> Rule {
+        self.st.guards += 1;
+        self.go(Pc::PoisonBody);
+        Ok(())
+    }
+
+    /// Looks by rmap who maps the page, once.
+    pub fn poison_body(&mut self) -> Rule {
+        self.no_parked_chunk(self.chunk())?;
+        self.go(Pc::PoisonUnguard);
+        Ok(())
+    }
+
+    /// Looks once more, as a migration does.
+    pub fn poison_unguard(&mut self) -> Rule {
+        self.no_parked_chunk(self.chunk())?;
+        if !self.dropped(Mutation::PoisonNoGuard) {
+            self.st.guards -= 1;
+        }
         self.done();
         Ok(())
     }
@@ -231,8 +270,7 @@ impl Thread<'_> {
         if self.st.active == 0 {
             self.go(Pc::PeekBody);
         } else {
-            self.find(true, false, Pc::PeekPut, Pc::PeekBody);
-            self.pull_if_found(Pc::PeekPut);
+            self.pull_of_child(Pc::PeekPut, Pc::PeekBody);
         }
         Ok(())
     }
@@ -255,8 +293,7 @@ impl Thread<'_> {
         if self.st.active == 0 || self.dropped(Mutation::ExitNoPull) {
             self.go(Pc::ExitFree);
         } else {
-            self.find(false, false, Pc::ExitPut, Pc::ExitFree);
-            self.pull_all_if_found(Pc::ExitPut);
+            self.pull_parent(0, CHUNKS, true, Pc::ExitPut, Pc::ExitFree);
         }
         Ok(())
     }
@@ -279,14 +316,40 @@ impl Thread<'_> {
         Ok(())
     }
 
+    /// Its first run, or the next one; or it is cancelled, or was never queued.
     pub fn timer_start(&mut self) -> Rule {
         let s = self.ses_unchecked();
         if s.timer == Timer::Queued {
             s.timer = Timer::Started;
-            self.start_pull_all(Pc::TimerPut);
+            if self.dropped(Mutation::TimerClosedLate) {
+                self.start_pull_all(Pc::TimerClosed);
+            } else {
+                self.go(Pc::TimerClosed);
+            }
         } else {
             self.done();
         }
+        Ok(())
+    }
+
+    /// Before it pulls: is nothing going to be parked any more?
+    pub fn timer_closed(&mut self) -> Rule {
+        let closed = self.ses()?.closed;
+        let puts = closed || self.dropped(Mutation::TimerOnce);
+        let after = if puts { Pc::TimerPut } else { Pc::TimerAgain };
+        if self.dropped(Mutation::TimerClosedLate) {
+            self.go(after);
+        } else {
+            self.start_pull_all(after);
+        }
+        Ok(())
+    }
+
+    /// Queues itself again, and does not touch the session any more: the reference goes along.
+    pub fn timer_again(&mut self) -> Rule {
+        self.ses()?.timer = Timer::Queued;
+        let puts = self.dropped(Mutation::TimerAgainPuts);
+        self.go(if puts { Pc::TimerPut } else { Pc::TimerStart });
         Ok(())
     }
 
@@ -314,6 +377,18 @@ impl Thread<'_> {
         if self.choice == 1 {
             self.ses_unchecked().sigkill = true;
         }
+        self.done();
+        Ok(())
+    }
+
+    pub fn hog_hold(&mut self) -> Rule {
+        self.st.held = true;
+        self.go(Pc::HogRelease);
+        Ok(())
+    }
+
+    pub fn hog_release(&mut self) -> Rule {
+        self.st.held = false;
         self.done();
         Ok(())
     }

@@ -13,14 +13,8 @@ impl Thread<'_> {
         if self.dropped(Mutation::ForkNoPull) {
             self.go(Pc::ForkDisarm);
         } else {
-            self.find(false, false, Pc::ForkSetFlushed, Pc::ForkDisarm);
+            self.pull_parent(0, CHUNKS, true, Pc::ForkPutOld, Pc::ForkDisarm);
         }
-        Ok(())
-    }
-
-    pub fn fork_set_flushed(&mut self) -> Rule {
-        self.ses()?.flushed = true;
-        self.start_pull_all(Pc::ForkPutOld);
         Ok(())
     }
 
@@ -31,8 +25,7 @@ impl Thread<'_> {
     pub fn fork_disarm(&mut self) -> Rule {
         self.a.s = std::mem::take(&mut self.a.n);
         self.st.active -= 1;
-        let early = self.dropped(Mutation::GuardLookEarly);
-        self.go(if early { Pc::ForkGuard } else { Pc::ForkHash });
+        self.go(Pc::ForkHash);
         Ok(())
     }
 
@@ -49,26 +42,15 @@ impl Thread<'_> {
 
     pub fn fork_active(&mut self) -> Rule {
         self.st.active += 1;
-        self.go(
-            match (self.dropped(Mutation::GuardLookEarly), self.a.flag) {
-                (false, _) => Pc::ForkGuard,
-                (true, true) => Pc::ForkFlush,
-                (true, false) => Pc::ParkRange,
-            },
-        );
+        self.go(Pc::ForkVma);
         Ok(())
     }
 
-    /// `flag`: s->bypass, and later: the fork fails.
-    pub fn fork_guard(&mut self) -> Rule {
-        self.a.flag = self.st.guards != 0 && !self.dropped(Mutation::NoGuardLook);
-        self.go(
-            match (self.dropped(Mutation::GuardLookEarly), self.a.flag) {
-                (true, _) => Pc::ForkHash,
-                (false, true) => Pc::ForkFlush,
-                (false, false) => Pc::ParkRange,
-            },
-        );
+    /// dup_mmap(): vma_start_write()
+    pub fn fork_vma(&mut self) -> Rule {
+        let r = self.range_of(self.a.chunk);
+        self.st.vma_lock[usize::from(r)] = -1;
+        self.go(Pc::ParkRange);
         Ok(())
     }
 
@@ -81,6 +63,14 @@ impl Thread<'_> {
     pub fn park_range(&mut self) -> Rule {
         let range = self.range_of(self.a.chunk);
         self.ses()?.ranges = range + 1;
+        let early = self.dropped(Mutation::ParkGuardEarly);
+        self.go(if early { Pc::ParkGuard } else { Pc::ParkSeq });
+        Ok(())
+    }
+
+    /// raw_write_seqcount_begin()
+    pub fn park_seq(&mut self) -> Rule {
+        self.st.parking = true;
         self.go(Pc::ParkLock);
         Ok(())
     }
@@ -89,6 +79,54 @@ impl Thread<'_> {
         if !self.dropped(Mutation::ParkNoLock) {
             *self.anon_lock() = -1;
         }
+        if !self.dropped(Mutation::ParkGuardEarly) {
+            self.go(Pc::ParkGuard);
+        } else if std::mem::take(&mut self.a.flag) {
+            self.park_nothing();
+        } else {
+            self.park_something();
+        }
+        Ok(())
+    }
+
+    /// `flag`, for the mutation only: there is a guard.
+    pub fn park_guard(&mut self) -> Rule {
+        let guarded = self.st.guards != 0 && !self.dropped(Mutation::ParkNoGuardLook);
+        if self.dropped(Mutation::ParkGuardEarly) {
+            self.a.flag = guarded;
+            self.go(Pc::ParkSeq);
+        } else if guarded {
+            self.park_nothing();
+        } else {
+            self.park_something();
+        }
+        Ok(())
+    }
+
+    /// The original copies this range.
+    fn park_nothing(&mut self) {
+        self.a.chunk += self.most_chunks() as u8 - 1;
+        self.go(Pc::ParkUnlock);
+    }
+
+    /// `AF_TIMED`: the timeout is queued once, with the first range that parks.
+    fn park_something(&mut self) {
+        let timer = self.st.ses[usize::from(self.a.s)].timer;
+        let first = timer == Timer::Never || self.dropped(Mutation::TimerTwice);
+        let starts = self.starts(Role::Timer) && first;
+        self.go(if starts { Pc::ParkTimer } else { Pc::ParkRaise });
+    }
+
+    pub fn park_timer(&mut self) -> Rule {
+        let hold = !self.dropped(Mutation::TimerNoHold);
+        let s = self.ses()?;
+        s.users += u8::from(hold);
+        s.timer = Timer::Queued;
+        self.go(Pc::ParkRaise);
+        Ok(())
+    }
+
+    pub fn park_raise(&mut self) -> Rule {
         let most = self.most_chunks();
         if !self.dropped(Mutation::ParkCountLate) {
             self.ses()?.parked += most;
@@ -168,18 +206,19 @@ impl Thread<'_> {
         if !self.dropped(Mutation::ParkNoLock) {
             *self.anon_lock() = 0;
         }
+        self.st.parking = false;
         self.go(Pc::ParkRest);
         Ok(())
     }
 
-    /// copy_rest(): may fail; Linux 7.2 then calls unmap_vmas() for the child.
+    /// copy_rest(), or the original: may fail; Linux 7.2 then calls unmap_vmas() for the child.
     pub fn park_rest(&mut self) -> Rule {
         self.a.flag = self.choice == 1;
         let next = self.a.chunk + 1;
         let more = next < CHUNKS && self.choice == 0;
         self.a.chunk = if more { next } else { 0 };
         self.go(match (self.choice, more) {
-            (0, true) => Pc::ParkRange,
+            (0, true) => Pc::ForkVma,
             (0, false) => Pc::ForkFlush,
             _ => Pc::ParkAbort,
         });
@@ -192,28 +231,31 @@ impl Thread<'_> {
         Ok(())
     }
 
-    /// End of dup_mmap(): flush_tlb_mm(). A fork that parks nothing copies here, in one step.
+    /// End of dup_mmap(): flush_tlb_mm(). What was never parked is copied here, in one step.
     pub fn fork_flush(&mut self) -> Rule {
         self.st.tlb = Default::default();
-        let slots = self.st.slot;
-        let s = self.ses()?;
-        s.cut = true;
-        if s.ranges == 0 {
-            if slots.contains(&false) {
-                return Err("a stock fork meets a parked chunk");
+        self.ses()?.cut = true;
+        let fails = self.a.flag;
+        for c in 0..usize::from(CHUNKS) {
+            if fails || self.ses()?.word[c] != Word::None {
+                continue;
             }
-            s.slot = [Slot::Whole; CHUNKS as usize];
-            s.shared = [true; CHUNKS as usize];
-            self.st.wp = [true; CHUNKS as usize];
-            self.a.flag = false;
+            if !self.st.slot[c] {
+                return Err("copy_page_range() meets a parked chunk");
+            }
+            self.st.wp[c] = true;
+            let s = self.ses()?;
+            s.slot[c] = Slot::Whole;
+            s.shared[c] = true;
         }
         self.go(Pc::ForkUnlock);
         Ok(())
     }
 
-    /// Then the rest of copy_process() fails, or the child is in the pid hash.
+    /// The VMA locks go with mmap_lock. Then the rest of copy_process() fails, or the child is in the pid hash.
     pub fn fork_unlock(&mut self) -> Rule {
         self.st.mmap_lock = 0;
+        self.st.vma_lock.iter_mut().for_each(|l| *l = (*l).max(0));
         self.a.flag |= self.choice == 1;
         if self.a.flag {
             // CLOSED is not set: af_session_failed().
@@ -321,18 +363,6 @@ impl Thread<'_> {
         let s = self.ses()?;
         s.users += u8::from(hold);
         s.helper_queued = starts;
-        self.go(Pc::ForkedTimer);
-        Ok(())
-    }
-
-    pub fn forked_timer(&mut self) -> Rule {
-        let starts = self.starts(Role::Timer);
-        let hold = starts && !self.dropped(Mutation::TimerNoHold);
-        let s = self.ses()?;
-        s.users += u8::from(hold);
-        if starts {
-            s.timer = Timer::Queued;
-        }
         self.start_close(Pc::ForkPut);
         Ok(())
     }

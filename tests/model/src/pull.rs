@@ -18,6 +18,20 @@ impl Thread<'_> {
         self.go(Pc::PullParked);
     }
 
+    /// af_sync_range() of the parent: finds its session, pulls chunks [`first`, `end`) and goes on to
+    /// `ret` to put it. `locked`: the caller holds mmap_lock or the VMA's.
+    pub fn pull_parent(&mut self, first: u8, end: u8, locked: bool, ret: Pc, not_found: Pc) {
+        self.start_pull(first, end, false, ret);
+        self.a.pull.locked = locked;
+        self.find(false, false, Pc::PullParked, not_found);
+    }
+
+    /// The same of the child, this chunk.
+    pub fn pull_of_child(&mut self, ret: Pc, not_found: Pc) {
+        self.start_pull(self.a.chunk, self.a.chunk + 1, false, ret);
+        self.find(true, false, Pc::PullParked, not_found);
+    }
+
     pub fn start_pull_all(&mut self, ret: Pc) {
         self.start_pull(0, CHUNKS, false, ret);
     }
@@ -34,7 +48,9 @@ impl Thread<'_> {
     /// The loop over ranges: `parked`, then range_at().
     pub fn pull_parked(&mut self) -> Rule {
         let range = self.range_of(self.a.pull.chunk);
+        let unseen = self.a.pull.locked && self.dropped(Mutation::FlushedUnseen);
         let s = self.ses()?;
+        s.flushed |= unseen;
         if s.parked == 0 || range >= s.ranges {
             self.pull_return();
         } else {
@@ -57,6 +73,7 @@ impl Thread<'_> {
             chunk: self.a.pull.chunk + 1,
             end: self.a.pull.end,
             child: self.a.pull.child,
+            locked: self.a.pull.locked,
             outer: self.a.pull.outer,
             ..Pull::default()
         };
@@ -72,11 +89,12 @@ impl Thread<'_> {
     fn pull_return(&mut self) {
         let outer = self.a.pull.outer;
         self.a.pull = Pull::default();
-        if let Some((chunk, end, child)) = outer {
+        if let Some((chunk, end, child, locked)) = outer {
             // Back in pull_chunk(), after its abort.
             self.a.pull.chunk = chunk;
             self.a.pull.end = end;
             self.a.pull.child = child;
+            self.a.pull.locked = locked;
             self.go(Pc::PullWord);
         } else {
             let ret = std::mem::take(&mut self.a.ret);
@@ -161,7 +179,7 @@ impl Thread<'_> {
         self.a.pull = Pull {
             chunk: 0,
             end: CHUNKS,
-            outer: Some((p.chunk, p.end, p.child)),
+            outer: Some((p.chunk, p.end, p.child, p.locked)),
             ..Pull::default()
         };
         self.go(Pc::PullParked);
@@ -177,8 +195,12 @@ impl Thread<'_> {
         Ok(())
     }
 
+    /// Who holds a lock that the fork holds until its flush, and finds a chunk parked, comes after it.
     pub fn sync_flushed(&mut self) -> Rule {
-        let flushed = self.ses()?.flushed;
+        let locked = self.a.pull.locked;
+        let s = self.ses()?;
+        s.flushed |= locked;
+        let flushed = s.flushed;
         self.a.pull.flushed = flushed;
         self.go(if flushed || self.dropped(Mutation::NoFlush) {
             self.ipi()

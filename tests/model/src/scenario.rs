@@ -13,12 +13,16 @@ pub enum Role {
     /// A thread of the parent writes to this chunk: through its TLB, or with a fault. The hooks of unmap,
     /// zap, protect, move and walk take the same steps as the fault's.
     Write(u8),
+    /// A fault of the parent on this chunk, as a page of it is not mapped yet, under its VMA's lock.
+    VmaFault(u8),
     /// A migration ends on a page of this chunk in the parent.
     Migrate(u8),
     /// A migration ends on a page of this chunk in the first child, which it does not keep alive.
     MigrateChild(u8),
-    /// A userfaultfd ioctl of the parent.
-    Uffd,
+    /// A userfaultfd ioctl of the parent fills this chunk's memory.
+    Uffd(u8),
+    /// A memory failure in a page of this chunk.
+    Poison(u8),
     /// GUP-fast of the parent on this chunk.
     Gup(u8),
     /// Another process looks at this chunk of the first child (`process_vm_readv()`).
@@ -31,6 +35,9 @@ pub enum Role {
     Kill,
     /// The parent exits once all its threads are done.
     Exit,
+    /// The scheduler: takes the first child off its CPU unless it has preemption off, and lets it go on
+    /// only once everybody else is done; with a timeout, once nothing is parked.
+    Hog,
 }
 
 impl Role {
@@ -40,14 +47,17 @@ impl Role {
             Role::Fork(s) => (Pc::ForkLock, s, 0),
             Role::Child(s) => (Pc::ChildStart, s, 0),
             Role::Write(c) => (Pc::Write, 0, c),
+            Role::VmaFault(c) => (Pc::HookLock, 0, c),
             Role::Migrate(c) | Role::MigrateChild(c) => (Pc::MigrateLock, 0, c),
-            Role::Uffd => (Pc::UffdGuard, 0, 0),
+            Role::Uffd(c) => (Pc::UffdActive, 0, c),
+            Role::Poison(c) => (Pc::PoisonGuard, 0, c),
             Role::Gup(c) => (Pc::GupRead, 0, c),
             Role::Peek(c) => (Pc::PeekStart, 0, c),
             Role::Helper => (Pc::HelperStart, 0, 0),
             Role::Timer => (Pc::TimerStart, 0, 0),
             Role::Kill => (Pc::Kill, 0, 0),
             Role::Exit => (Pc::ExitStart, 0, 0),
+            Role::Hog => (Pc::HogHold, 0, 0),
         }
     }
 
@@ -55,7 +65,7 @@ impl Role {
     pub(crate) fn of_parent(self) -> bool {
         matches!(
             self,
-            Role::Fork(_) | Role::Write(_) | Role::Uffd | Role::Gup(_)
+            Role::Fork(_) | Role::Write(_) | Role::VmaFault(_) | Role::Uffd(_) | Role::Gup(_)
         )
     }
 }
@@ -67,7 +77,7 @@ pub struct Scenario {
     pub name: &'static str,
     /// At most [`crate::state::ACTORS`].
     pub roles: &'static [Role],
-    /// Both chunks in one VMA; else in two with an anon_vma root each.
+    /// Both chunks in one VMA; else in two with a lock and an anon_vma root each.
     pub one_vma: bool,
     /// A pull may get no PTE table, not even a reserve.
     pub no_memory: bool,
@@ -97,18 +107,18 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "SIGKILL",
-        roles: &[Fork(0), Child(0), Write(1), Timer, Kill],
+        roles: &[Fork(0), Child(0), Write(1), Helper, Kill],
         ..PLAIN
     },
     Scenario {
         name: "no memory",
-        roles: &[Fork(0), Child(0), Write(0), Timer],
+        roles: &[Fork(0), Child(0), Write(0), Helper],
         no_memory: true,
         ..PLAIN
     },
     Scenario {
         name: "odd copies fail",
-        roles: &[Fork(0), Child(0), Write(0), Timer],
+        roles: &[Fork(0), Child(0), Write(0), Helper],
         odd_fails: true,
         ..PLAIN
     },
@@ -151,7 +161,7 @@ pub const SCENARIOS: &[Scenario] = &[
     },
     Scenario {
         name: "userfaultfd",
-        roles: &[Fork(0), Child(0), Uffd, Migrate(1)],
+        roles: &[Fork(0), Child(0), Uffd(0), Migrate(1)],
         ..PLAIN
     },
     Scenario {
@@ -167,13 +177,78 @@ pub const SCENARIOS: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
-        name: "userfaultfd between two forks",
-        roles: &[Fork(0), Child(0), Fork(1), Child(1), Uffd],
+        name: "reader of the child, exits",
+        roles: &[Fork(0), Child(0), Peek(0), Exit],
         ..PLAIN
     },
     Scenario {
-        name: "reader of the child, exits",
-        roles: &[Fork(0), Child(0), Peek(0), Exit],
+        name: "faults under VMA locks",
+        roles: &[Fork(0), Child(0), VmaFault(1), Migrate(0)],
+        fork_fails: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "second fork, fault under a VMA lock",
+        roles: &[Fork(0), Child(0), Fork(1), Child(1), VmaFault(1)],
+        ..PLAIN
+    },
+    Scenario {
+        name: "second fork, timeout",
+        roles: &[Fork(0), Child(0), Fork(1), Child(1), Timer],
+        one_vma: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "memory failure",
+        roles: &[Fork(0), Child(0), Poison(0), Write(1)],
+        fork_fails: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "memory failure, one VMA",
+        roles: &[Fork(0), Child(0), Poison(0), Migrate(1), Gup(0)],
+        one_vma: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "memory failure between two forks",
+        roles: &[Fork(0), Child(0), Fork(1), Child(1), Poison(1)],
+        one_vma: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "child held back",
+        roles: &[Fork(0), Child(0), Write(0), Write(1), Hog],
+        odd_fails: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "child held back, second fork",
+        roles: &[Fork(0), Child(0), Fork(1), Child(1), Hog],
+        one_vma: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "child held back for the timeout",
+        roles: &[Fork(0), Child(0), Timer, Hog],
+        ..PLAIN
+    },
+    Scenario {
+        name: "timeout",
+        roles: &[Fork(0), Child(0), Write(0), Timer],
+        ..PLAIN
+    },
+    Scenario {
+        name: "timeout in a fork that may fail",
+        roles: &[Fork(0), Child(0), Timer, Gup(1)],
+        fork_fails: true,
+        ..PLAIN
+    },
+    Scenario {
+        name: "timeout without memory, SIGKILL",
+        roles: &[Fork(0), Child(0), Timer, Kill],
+        no_memory: true,
+        odd_fails: true,
         ..PLAIN
     },
 ];
@@ -196,6 +271,10 @@ mutations! {
     ParkWordFirst,
     /// `parked` is raised once the words are set, not before.
     ParkCountLate,
+    /// Parking does not look for a memory failure.
+    ParkNoGuardLook,
+    /// Parking looks for a memory failure before it makes the seqcount odd.
+    ParkGuardEarly,
     /// Parking does not take the anon_vma root lock.
     ParkNoLock,
     /// The migration hook's caller holds no anon_vma root lock.
@@ -216,6 +295,12 @@ mutations! {
     SyncedEarly,
     /// AF_FLUSHED already when the session is created.
     FlushedEarly,
+    /// A pull under a lock takes the flush as done before it has found a chunk parked.
+    FlushedUnseen,
+    /// The migration hook says that it holds mmap_lock.
+    LockedMigration,
+    /// The copy of a chunk can be preempted.
+    BusyPreemptible,
     /// A failed odd copy dooms the session after the chunk is DONE.
     DoomLate,
     /// af_session_doom() looks at the task before it sets AF_ABORTED.
@@ -252,6 +337,14 @@ mutations! {
     HelperNoHold,
     /// The timeout has no reference.
     TimerNoHold,
+    /// The timeout is queued with every range that parks.
+    TimerTwice,
+    /// The timeout does not queue itself again while the fork may park more.
+    TimerOnce,
+    /// The timeout looks at AF_CLOSED after it has pulled.
+    TimerClosedLate,
+    /// The timeout puts its reference even if it queues itself again.
+    TimerAgainPuts,
     /// af_session_find() takes no reference, though its callers put one.
     FindNoHold,
     /// af_session_find() takes a reference of a session that has none left.
@@ -260,12 +353,14 @@ mutations! {
     FindOldFirst,
     /// A fork does not pull the session before.
     ForkNoPull,
-    /// A fork does not look for guards.
-    NoGuardLook,
-    /// A fork looks for guards before its session is in the hash and counted.
-    GuardLookEarly,
-    /// The ioctl looks for sessions before its guard is in place.
-    GuardLate,
-    /// The ioctl does not wait for a fork that holds mmap_lock.
-    UffdNoLock,
+    /// __pte_alloc() is not hooked.
+    NoPteAlloc,
+    /// A memory failure does not keep forks from parking.
+    PoisonNoGuard,
+    /// A memory failure keeps forks from parking only after it has pulled.
+    PoisonGuardLate,
+    /// A memory failure does not wait for a fork that is parking.
+    PoisonNoWait,
+    /// A memory failure looks at no session that has nothing parked.
+    PoisonParkedOnly,
 }

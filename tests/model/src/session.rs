@@ -51,6 +51,8 @@ impl Thread<'_> {
             return self.go(Pc::FindLook);
         }
         let not_found = self.a.not_found;
+        self.a.pull = Pull::default();
+        self.a.ret = Pc::Done;
         self.found(not_found);
     }
 

@@ -4,7 +4,7 @@
 /// Number of chunks.
 pub const CHUNKS: u8 = 2;
 /// Most threads in a scenario.
-pub const ACTORS: usize = 6;
+pub const ACTORS: usize = 5;
 
 /// A chunk's word in the side array of a session.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -92,12 +92,14 @@ pub struct Pull {
     pub child: bool,
     pub table: bool,
     pub copy: bool,
+    /// The caller holds mmap_lock of the parent, or the VMA's lock.
+    pub locked: bool,
     pub flushed: bool,
     pub partial: bool,
     /// Has seen a task ([`crate::Mutation::DoomLooksFirst`]).
     pub task: bool,
-    /// The pull that an abort interrupts: chunk, end, child.
-    pub outer: Option<(u8, u8, bool)>,
+    /// The pull that an abort interrupts: chunk, end, child, locked.
+    pub outer: Option<(u8, u8, bool, bool)>,
 }
 
 /// A thread: where it is and its local variables.
@@ -133,11 +135,18 @@ pub struct State {
     pub gup: Option<u8>,
     /// `mmap_lock` of the parent: -1 written, else the number of readers.
     pub mmap_lock: i8,
+    /// The lock of each VMA, likewise.
+    pub vma_lock: [i8; CHUNKS as usize],
     /// The anon_vma root lock of each range, likewise.
     pub anon_lock: [i8; CHUNKS as usize],
     /// `af_active`.
     pub active: u8,
+    /// Memory failures under way: no fork parks.
     pub guards: u8,
+    /// `write_protect_seq` of the parent is odd.
+    pub parking: bool,
+    /// The first child is off its CPU, and stays so.
+    pub held: bool,
     pub parent_gone: bool,
 }
 
@@ -166,15 +175,19 @@ steps! {
 
     // af_hook_uprobe_dup_mmap(), af_device_fork(), af_session_create()
     ForkLock,
-    ForkSetFlushed,
     ForkPutOld,
     ForkDisarm,
     ForkHash,
     ForkActive,
-    ForkGuard,
+    // dup_mmap(), for each VMA
+    ForkVma,
     // af_park()
     ParkRange,
+    ParkSeq,
     ParkLock,
+    ParkGuard,
+    ParkTimer,
+    ParkRaise,
     ParkWord,
     ParkSlot,
     ParkCount,
@@ -191,7 +204,6 @@ steps! {
     ForkedKill,
     ForkedWork,
     ForkedHelper,
-    ForkedTimer,
     ForkPut,
     ForkWake,
     // af_hook_exit_mmap() of the half-made child, af_session_failed()
@@ -268,15 +280,23 @@ steps! {
     MigratePut,
     MigrateBody,
     MigrateUnlock,
-    // af_hook_userfaultfd_ioctl()
-    UffdGuard,
+    // af_hook_userfaultfd_ioctl(), the ioctl, in it the hook of __pte_alloc()
     UffdActive,
-    UffdSync,
     UffdPut,
-    UffdLate,
     UffdLock,
+    UffdSlot,
+    UffdAlloc,
+    UffdAllocPut,
+    UffdBody,
     UffdUnlock,
-    UffdUnguard,
+    // the hook around memory_failure()
+    PoisonGuard,
+    PoisonWait,
+    PoisonPut,
+    PoisonNext,
+    PoisonLate,
+    PoisonBody,
+    PoisonUnguard,
     // a hook on the child's mm, called by another process
     PeekStart,
     PeekActive,
@@ -290,8 +310,12 @@ steps! {
     HelperStart,
     HelperPut,
     TimerStart,
+    TimerClosed,
+    TimerAgain,
     TimerPut,
     GupRead,
     GupLeave,
     Kill,
+    HogHold,
+    HogRelease,
 }

@@ -93,13 +93,18 @@ impl Protocol {
         let s = &st.ses[usize::from(a.s)];
         let sc = self.scenario;
         let c = usize::from(a.chunk);
-        let anon = st.anon_lock[if sc.one_vma { 0 } else { c }];
+        let vma = if sc.one_vma { 0 } else { c };
+        let anon = st.anon_lock[vma];
         let dropped = |m| self.dropped == Some(m);
         let over = s.failed || s.child_gone;
         let wait = |ready: bool| u8::from(ready);
+        if st.held && role == Role::Child(0) {
+            return 0;
+        }
         match a.pc {
             Pc::Done => 0,
             Pc::ForkLock => wait(st.mmap_lock == 0 && (a.s == 0 || st.ses[0].cut)),
+            Pc::ForkVma => wait(st.vma_lock[vma] == 0),
             Pc::ParkLock => wait(anon == 0 || dropped(Mutation::ParkNoLock)),
             Pc::ParkRest | Pc::ForkUnlock if sc.fork_fails && !a.flag => 2,
             Pc::PullWait => {
@@ -113,12 +118,15 @@ impl Protocol {
             Pc::ChildStart => wait(s.woken) * (1 + u8::from(s.sigkill && s.child_work)),
             Pc::ChildLive => 2,
             Pc::ChildExit => wait(s.peekers == 0),
+            Pc::HookLock if a.flag => wait(st.vma_lock[vma] >= 0),
             Pc::HookLock | Pc::UffdLock => wait(st.mmap_lock >= 0),
-            Pc::UffdSync => wait(st.mmap_lock >= 0 || dropped(Mutation::UffdNoLock)),
+            Pc::PoisonWait => wait(!st.parking || dropped(Mutation::PoisonNoWait)),
             Pc::MigrateLock => wait(anon >= 0 || dropped(Mutation::MigrateNoLock)),
             Pc::PeekStart => wait(s.visible || over),
             Pc::HelperStart => wait(s.helper_queued || self.fork_done(st)),
             Pc::TimerStart => wait(s.timer != Timer::Never || self.fork_done(st)),
+            Pc::HogHold => wait(self.child_preemptible(st) || dropped(Mutation::BusyPreemptible)),
+            Pc::HogRelease => wait(self.hog_gives_up(st)),
             Pc::Kill => wait(s.visible || over) * 2,
             Pc::ExitStart => {
                 let mut users = sc.roles.iter().zip(&st.actor);
@@ -133,6 +141,22 @@ impl Protocol {
     fn fork_done(&self, st: &State) -> bool {
         let mut actors = self.scenario.roles.iter().zip(&st.actor);
         actors.all(|(r, a)| *r != Role::Fork(0) || a.pc == Pc::Done)
+    }
+
+    /// From the claim of a chunk to its DONE the first child's thread has preemption off.
+    fn child_preemptible(&self, st: &State) -> bool {
+        let mut actors = self.scenario.roles.iter().zip(&st.actor);
+        actors.all(|(r, a)| *r != Role::Child(0) || !in_copy(a))
+    }
+
+    /// The child is held until everybody else is done, and the timeout, if there is one, has left nothing
+    /// parked.
+    fn hog_gives_up(&self, st: &State) -> bool {
+        let roles = self.scenario.roles;
+        let others = |r: &Role| !matches!(r, Role::Child(0) | Role::Hog);
+        let mut actors = roles.iter().zip(&st.actor);
+        actors.all(|(r, a)| !others(r) || a.pc == Pc::Done)
+            && !(roles.contains(&Role::Timer) && pending(&st.ses[0]))
     }
 }
 
@@ -151,14 +175,17 @@ impl Model for Protocol {
             tlb: [true; CHUNKS as usize],
             gup: None,
             mmap_lock: 0,
+            vma_lock: Default::default(),
             anon_lock: Default::default(),
             active: forks.count() as u8,
             guards: 0,
+            parking: false,
+            held: false,
             parent_gone: false,
         };
         for (a, role) in st.actor.iter_mut().zip(roles) {
             (a.pc, a.s, a.chunk) = role.start();
-            a.flag = matches!(role, Role::MigrateChild(_));
+            a.flag = matches!(role, Role::MigrateChild(_) | Role::VmaFault(_));
         }
         st
     }
@@ -193,6 +220,15 @@ impl Model for Protocol {
             return None;
         }
         Some(end_rules(st))
+    }
+}
+
+/// Has it claimed a chunk that is not DONE?
+fn in_copy(a: &Actor) -> bool {
+    match a.pc {
+        Pc::PullCopy | Pc::PullSlotChild | Pc::PullSlotParent | Pc::PullDone => true,
+        Pc::DoomSet | Pc::DoomTask | Pc::DoomKill => a.pull.partial,
+        _ => false,
     }
 }
 
@@ -232,7 +268,8 @@ fn end_rules(st: &State) -> Rule {
             return Err("a doomed child lives");
         }
     }
-    if st.active != 0 || st.guards != 0 || st.mmap_lock != 0 || st.anon_lock != [0; 2] {
+    let locks = [st.vma_lock, st.anon_lock];
+    if st.active != 0 || st.guards != 0 || st.parking || st.mmap_lock != 0 || locks != [[0; 2]; 2] {
         return Err("a counter or lock does not balance");
     }
     Ok(())
@@ -245,14 +282,17 @@ impl Thread<'_> {
             Pc::FindLook => self.find_look(),
             Pc::FindGet => self.find_get(),
             Pc::ForkLock => self.fork_lock(),
-            Pc::ForkSetFlushed => self.fork_set_flushed(),
             Pc::ForkPutOld => self.fork_put_old(),
             Pc::ForkDisarm => self.fork_disarm(),
             Pc::ForkHash => self.fork_hash(),
             Pc::ForkActive => self.fork_active(),
-            Pc::ForkGuard => self.fork_guard(),
+            Pc::ForkVma => self.fork_vma(),
             Pc::ParkRange => self.park_range(),
+            Pc::ParkSeq => self.park_seq(),
             Pc::ParkLock => self.park_lock(),
+            Pc::ParkGuard => self.park_guard(),
+            Pc::ParkTimer => self.park_timer(),
+            Pc::ParkRaise => self.park_raise(),
             Pc::ParkWord => self.park_word(),
             Pc::ParkSlot => self.park_slot(),
             Pc::ParkCount => self.park_count(),
@@ -267,7 +307,6 @@ impl Thread<'_> {
             Pc::ForkedKill => self.forked_kill(),
             Pc::ForkedWork => self.forked_work(),
             Pc::ForkedHelper => self.forked_helper(),
-            Pc::ForkedTimer => self.forked_timer(),
             Pc::ForkPut => self.put_then(Pc::ForkWake),
             Pc::ForkWake => self.fork_wake(),
             Pc::FailAbort => self.fail_abort(),
@@ -327,14 +366,21 @@ impl Thread<'_> {
             Pc::MigratePut => self.put_then(Pc::MigrateBody),
             Pc::MigrateBody => self.migrate_body(),
             Pc::MigrateUnlock => self.migrate_unlock(),
-            Pc::UffdGuard => self.uffd_guard(),
             Pc::UffdActive => self.uffd_active(),
-            Pc::UffdSync => self.uffd_sync(),
-            Pc::UffdPut => self.put_then(self.uffd_go_on()),
-            Pc::UffdLate => self.uffd_late(),
+            Pc::UffdPut => self.put_then(Pc::UffdLock),
             Pc::UffdLock => self.uffd_lock(),
+            Pc::UffdSlot => self.uffd_slot(),
+            Pc::UffdAlloc => self.uffd_alloc(),
+            Pc::UffdAllocPut => self.put_then(Pc::UffdBody),
+            Pc::UffdBody => self.uffd_body(),
             Pc::UffdUnlock => self.uffd_unlock(),
-            Pc::UffdUnguard => self.uffd_unguard(),
+            Pc::PoisonGuard => self.poison_guard(),
+            Pc::PoisonWait => self.poison_wait(),
+            Pc::PoisonPut => self.put_then(Pc::PoisonNext),
+            Pc::PoisonNext => self.poison_next(),
+            Pc::PoisonLate => self.poison_late(),
+            Pc::PoisonBody => self.poison_body(),
+            Pc::PoisonUnguard => self.poison_unguard(),
             Pc::PeekStart => self.peek_start(),
             Pc::PeekActive => self.peek_active(),
             Pc::PeekPut => self.put_then(Pc::PeekBody),
@@ -344,10 +390,14 @@ impl Thread<'_> {
             Pc::ExitFree => self.exit_free(),
             Pc::HelperStart => self.helper_start(),
             Pc::TimerStart => self.timer_start(),
+            Pc::TimerClosed => self.timer_closed(),
+            Pc::TimerAgain => self.timer_again(),
             Pc::HelperPut | Pc::TimerPut | Pc::ChildLatePut => self.put_then(Pc::Done),
             Pc::GupRead => self.gup_read(),
             Pc::GupLeave => self.gup_leave(),
             Pc::Kill => self.kill(),
+            Pc::HogHold => self.hog_hold(),
+            Pc::HogRelease => self.hog_release(),
         }
     }
 }

@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 use std::collections::HashSet;
 
+use asyncfork_model::checker::STUCK;
 use asyncfork_model::state::State;
 use asyncfork_model::step::Step;
 use asyncfork_model::Mutation::*;
@@ -19,6 +20,12 @@ const UNFINISHED: &str = "a session has not finished";
 const CHILD_FREED: &str = "a table is attached to the freed page tables of the child";
 const RACE: &str = "child against parent and helper";
 const UFFD: &str = "userfaultfd";
+const VMA_LOCKS: &str = "faults under VMA locks";
+const POISON: &str = "memory failure";
+const TIMEOUT: &str = "timeout";
+const HELD: &str = "child held back";
+const HELD_TIMEOUT: &str = "child held back for the timeout";
+const FAILING_FORK_TIMEOUT: &str = "timeout in a fork that may fail";
 const FAILING_FORK: &str = "migration in a fork that may fail";
 const ODD: &str = "odd copies fail";
 const ODD_IN_FORK: &str = "odd copies fail in a fork";
@@ -36,6 +43,8 @@ const DROPPED: &[(Mutation, &str, &str)] = &[
         "the parent's slot is not empty",
     ),
     (ParkCountLate, RACE, "a chunk is parked that is not counted"),
+    (ParkNoGuardLook, POISON, MEETS),
+    (ParkGuardEarly, POISON, MEETS),
     (ParkNoLock, ONE_VMA, MEETS),
     (MigrateNoLock, ONE_VMA, MEETS),
     (DoneFirst, RACE, MEETS),
@@ -46,6 +55,9 @@ const DROPPED: &[(Mutation, &str, &str)] = &[
     (NoIpi, ONE_VMA, GUP),
     (SyncedEarly, FAILING_FORK, GUP),
     (FlushedEarly, FAILING_FORK, TLB),
+    (FlushedUnseen, VMA_LOCKS, TLB),
+    (LockedMigration, FAILING_FORK, TLB),
+    (BusyPreemptible, HELD, STUCK),
     (DoomLate, ODD, IMAGE),
     (DoomLooksFirst, ODD_IN_FORK, REPORT),
     (ForkedLooksFirst, ODD_IN_FORK, REPORT),
@@ -63,23 +75,32 @@ const DROPPED: &[(Mutation, &str, &str)] = &[
     (CloseNoFinish, TWO_FORKS_NO_MEMORY, UNFINISHED),
     (FinishUnclosed, TWO_FORKS_NO_MEMORY, USED),
     (FinishNoTas, TWO_FORKS_NO_MEMORY, "a session finishes twice"),
-    (CancelNoPut, ODD, "a session is never freed"),
-    (CancelPutAlways, ODD, USED),
+    (CancelNoPut, TIMEOUT, "a session is never freed"),
+    (CancelPutAlways, TIMEOUT, USED),
     (WorkNoHold, RACE, USED),
     (HelperNoHold, RACE, USED),
-    (TimerNoHold, ODD, USED),
+    (TimerNoHold, TIMEOUT, USED),
+    (TimerTwice, FAILING_FORK_TIMEOUT, "a session is never freed"),
+    (TimerOnce, HELD_TIMEOUT, STUCK),
+    (TimerClosedLate, HELD_TIMEOUT, STUCK),
+    (TimerAgainPuts, FAILING_FORK_TIMEOUT, USED),
     (FindNoHold, RACE, "last reference put while in the hash"),
     (FindFromZero, RACE, USED),
     (FindOldFirst, TWO_FORKS, MEETS),
-    (ForkNoPull, TWO_FORKS, IMAGE),
-    (NoGuardLook, UFFD, MEETS),
-    (GuardLookEarly, UFFD, MEETS),
-    (GuardLate, UFFD, MEETS),
-    (UffdNoLock, UFFD, MEETS),
+    (
+        ForkNoPull,
+        TWO_FORKS,
+        "copy_page_range() meets a parked chunk",
+    ),
+    (NoPteAlloc, UFFD, MEETS),
+    (PoisonNoGuard, POISON, MEETS),
+    (PoisonGuardLate, POISON, MEETS),
+    (PoisonNoWait, POISON, MEETS),
+    (PoisonParkedOnly, POISON, MEETS),
 ];
 
 /// Two steps of mutations, and a return address.
-const NOT_TAKEN: [Pc; 3] = [Pc::CloseLook, Pc::UffdLate, Pc::PullNext];
+const NOT_TAKEN: [Pc; 3] = [Pc::CloseLook, Pc::PoisonLate, Pc::PullNext];
 
 /// Notes which steps are taken.
 struct Recorder<'a> {
