@@ -153,16 +153,28 @@ impl Shim {
             Mode::Auto | Mode::Off => Level::Warn,
         };
         match report.outcome() {
-            Outcome::Async => self.log.log(
-                Level::Info,
-                format_args!(
-                    "async fork of {pid}: session {}, {} chunks parked in {} us, {} copied at once",
-                    report.id,
-                    report.parked,
-                    report.park_ns / 1000,
-                    report.eager
-                ),
-            ),
+            Outcome::Async => {
+                self.log.log(
+                    Level::Info,
+                    format_args!(
+                        "async fork of {pid}: session {}, {} chunks parked in {} us, {} copied at once",
+                        report.id,
+                        report.parked,
+                        report.park_ns / 1000,
+                        report.eager
+                    ),
+                );
+                if report.cpus == 1 {
+                    self.log.once(
+                        Once::OneCpu,
+                        Level::Warn,
+                        format_args!(
+                            "bound to one CPU: the child copies there as well, before it can move; \
+                             helper threads (ASYNCFORK_THREADS) run elsewhere"
+                        ),
+                    );
+                }
+            }
             Outcome::Stock => {
                 let reason = report.reason();
                 let why = reason.explain();

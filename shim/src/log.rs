@@ -58,6 +58,8 @@ pub enum Once {
     Unseen,
     /// More helper threads asked for than the module allows.
     Helpers,
+    /// The program is bound to one CPU.
+    OneCpu,
 }
 
 impl Once {
@@ -67,6 +69,7 @@ impl Once {
             Self::Stock(reason) => reason.raw().saturating_add(32).min(63),
             Self::Unseen => 0,
             Self::Helpers => 1,
+            Self::OneCpu => 14,
             Self::Device(error) => match error {
                 Error::Open(Errno::NOENT | Errno::NXIO | Errno::NODEV) => 2,
                 Error::Open(Errno::ACCESS | Errno::PERM) => 3,
@@ -235,7 +238,7 @@ mod tests {
 
     #[test]
     fn keys_do_not_share_a_bit() {
-        let mut keys = vec![Once::Unseen, Once::Helpers];
+        let mut keys = vec![Once::Unseen, Once::Helpers, Once::OneCpu];
         keys.extend(Reason::ALL.iter().map(|&reason| Once::Stock(reason)));
         keys.extend(
             [

@@ -160,6 +160,20 @@ fn reasons_that_matter_are_one_warning_each() {
 }
 
 #[test]
+fn a_program_bound_to_one_cpu_is_warned_once() {
+    for (cpus, warnings) in [(1, 1), (2, 0)] {
+        let bench = Bench::new();
+        bench
+            .program("forks")
+            .args(&["times=2", "fork=fork"])
+            .fake_module(&[&format!("cpus={cpus}")])
+            .succeed_loaded()
+            .expect_log(2, ASYNC)
+            .expect_log(warnings, "warn: bound to one CPU: ");
+    }
+}
+
+#[test]
 fn a_fork_that_the_module_did_not_see_is_a_warning() {
     let bench = Bench::new();
     bench

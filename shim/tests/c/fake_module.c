@@ -10,7 +10,7 @@
  * usage: fake_module [name=value]... program [argument]...
  *   calls=FILE        where to write the calls, one a line: "TID what"
  *   preload=FILE      LD_PRELOAD of the program
- *   abi=N max_helpers=N outcome=N reason=N enabled=N switched_off=N
+ *   abi=N max_helpers=N outcome=N reason=N cpus=N enabled=N switched_off=N
  *   version_errno=N arm_errno=N report_errno=N
  */
 #define _GNU_SOURCE
@@ -28,13 +28,14 @@
 #define SESSION_ID 7
 
 static struct settings {
-	int abi, max_helpers, outcome, reason, enabled, switched_off;
+	int abi, max_helpers, outcome, reason, cpus, enabled, switched_off;
 	int version_errno, arm_errno, report_errno;
 	const char *calls, *preload;
 } set = {
 	.abi = ASYNCFORK_ABI_VERSION,
 	.max_helpers = 4,
 	.outcome = ASYNCFORK_OUTCOME_ASYNC,
+	.cpus = 2,
 	.enabled = 1,
 };
 
@@ -103,6 +104,7 @@ static int answer_report(const struct seccomp_notif *req)
 		.parked = 512,
 		.park_ns = 170000,
 		.eager = 3,
+		.cpus = set.cpus,
 	};
 
 	fprintf(calls, "%d report\n", req->pid);
@@ -261,6 +263,7 @@ static void read_setting(char *argument)
 		{ "max_helpers", &set.max_helpers },
 		{ "outcome", &set.outcome },
 		{ "reason", &set.reason },
+		{ "cpus", &set.cpus },
 		{ "enabled", &set.enabled },
 		{ "switched_off", &set.switched_off },
 		{ "version_errno", &set.version_errno },
