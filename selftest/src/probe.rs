@@ -294,7 +294,7 @@ fn helper(device: &Device, op: Op, boards: &Boards) -> Result<(), Trouble> {
     // The parent is to come first. Where this is forbidden, it may yet be lucky.
     let everywhere = Cpus::allowed();
     let _ = Cpus::current().and_then(|here| here.confine(0));
-    let _ = sys::set_batch();
+    let _ = sys::set_fifo().or_else(|_| sys::set_batch());
     // Awakes to a fresh time slice.
     std::thread::sleep(Duration::from_nanos(1));
 

@@ -109,6 +109,15 @@ impl Cpus {
     }
 }
 
+/// Makes the calling thread `SCHED_FIFO`, which takes privilege; its children start as ordinary ones and do not run beside
+/// it on one processor.
+pub fn set_fifo() -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: 1 };
+    let policy = libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK;
+    // SAFETY: the parameter lives across the call.
+    cvt(unsafe { libc::sched_setscheduler(0, policy, &param) }).map(drop)
+}
+
 /// Makes the calling thread `SCHED_BATCH`: it preempts nobody when it wakes up or comes to be.
 pub fn set_batch() -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
