@@ -65,7 +65,7 @@ struct TestArgs {
     /// Replay a run [default: random]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// full, or quick: one test for each kind of operation
+    /// full; quick: one test for each kind of operation; faults: those that need a module with fault injection
     #[arg(long, value_enum, default_value = "full")]
     suite: cases::Suite,
     /// Print the names of the selected tests and end

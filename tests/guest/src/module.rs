@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Loading, unloading and setting up the kernel module.
 
+use crate::require;
 use crate::sys;
 use crate::verdict::{Context, Outcome, Verdict};
 use asyncfork_uapi::{Device, Stats};
@@ -90,6 +91,13 @@ impl Module {
                     .map_or_else(|e| e.to_string(), |n| n.to_string())
             ))),
         }
+    }
+
+    /// Waits until nothing refers to it: sessions that are over may, for a moment.
+    pub fn expect_unused(&self) -> Outcome {
+        let unused = sys::poll_until(|| Ok::<_, io::Error>((self.refcount()? == 0).then_some(())))?;
+        require!(unused.is_some(), "the module is in use");
+        Ok(())
     }
 
     /// Whether it is loaded and ready.

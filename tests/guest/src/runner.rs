@@ -51,7 +51,7 @@ impl Options {
     pub fn selected(&self) -> Vec<&'static Test> {
         let wanted = |t: &Test| {
             if self.filters.is_empty() {
-                t.suite <= self.suite
+                self.suite.has(t)
             } else {
                 self.filters.iter().any(|f| t.name.contains(f.as_str()))
             }
@@ -208,6 +208,10 @@ impl Runner<'_> {
         }
         self.module.set("enabled", 1)?;
         self.module.set("park_partial", 0)?;
+        if self.module.injects_faults()? {
+            self.module.set("fault_count", 0)?;
+            self.module.set("fault_linger_pid", 0)?;
+        }
         Ok(())
     }
 
@@ -231,6 +235,10 @@ impl Runner<'_> {
     fn test(&mut self, test: &Test) -> Outcome<String> {
         if self.options.control && test.needs_module {
             return Err(Verdict::Skip("needs the module".into()));
+        }
+        if test.needs_faults && !self.module.injects_faults()? {
+            let why = "the module was built without fault injection";
+            return Err(Verdict::Skip(why.into()));
         }
         mark_kernel_log(test.name)?;
         hold::spare_kernel_threads()?;

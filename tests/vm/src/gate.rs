@@ -31,9 +31,10 @@ Without FILTER: format, clippy, unit and host tests, then for each kernel the
 module's build, sparse, checkpatch and a scan for indirect calls, and three VM
 suites: \"full\" is all tests, once with 4-level page tables, memory poisoning and
 two memory nodes, once with 5-level page tables and memory that can be taken
-offline; \"faults\" is those of failing allocations, with a module built for that
-and call depth tracking.
-With FILTER: builds, and the named VM tests alone, with 4-level page tables.
+offline; \"faults\" is those that need a module built with fault injection, with
+that module and call depth tracking; \"full\" skips them.
+With FILTER: builds, and the named VM tests alone, with 4-level page tables; with
+the module for \"faults\" if all of them need it.
 
 Exit status: 0 if nothing failed, 1 if something did, 125 if the gate could not
 run, 130 if interrupted. The last line is \"N passed, N failed, N skipped\".")]
@@ -70,7 +71,7 @@ pub struct GateOptions {
 const WORDS_4: &str = "page_poison=1 slub_debug=FZP numa=fake=2";
 /// And with 5-level ones: memory that can be taken offline.
 const WORDS_5: &str = "movablecore=1G";
-/// And for the suite of failing allocations, which is short: call depth tracking
+/// And for the suite with fault injection, which is short: call depth tracking
 /// (6.12 and later on Intel), which redirects the kernel's calls and slows it down.
 /// One node: on Intel, 7.2 warns of a cache that two share.
 const WORDS_FAULTS: &str = "page_poison=1 slub_debug=FZP retbleed=stuff,force spectre_v2=retpoline";
@@ -289,6 +290,7 @@ impl Gate<'_> {
         seed: u64,
     ) -> Result<Vec<Suite<'b>>> {
         let how = accel::choose(bench, options.accel)?;
+        let faults = plan(self.root, &Kind::Faults.selection(&[]))?;
         let mut suites = Vec::new();
         for (kind, la57) in kinds(options) {
             let name = format!("{} {} {}-level", bench.series, kind.name(), levels(la57));
@@ -304,7 +306,6 @@ impl Gate<'_> {
                 "no VM test's name contains {}; {GUEST} test --list prints the names",
                 options.filters.join(" or ")
             );
-            let all_faults = plan.iter().all(|name| name.contains(FAULT_TESTS));
             suites.push(Suite {
                 name,
                 bench,
@@ -314,10 +315,7 @@ impl Gate<'_> {
                     "scripts/test --kernel {} --la57 {la57} --seed {seed}",
                     bench.series
                 ),
-                module: match all_faults {
-                    true => bench.faults_module(),
-                    false => bench.module(),
-                },
+                module: module_for(bench, &plan, &faults),
                 selection,
                 plan,
             });
@@ -429,11 +427,22 @@ fn plan(root: &Path, selection: &[String]) -> Result<Vec<String>> {
     Ok(names.lines().map(str::to_owned).collect())
 }
 
+/// The module that the tests of a plan get. With the one for fault injection, tests
+/// that do not need it would not test what users have.
+fn module_for(bench: &Bench, plan: &[String], faults: &[String]) -> String {
+    match plan.iter().all(|name| faults.contains(name)) {
+        true => bench.faults_module(),
+        false => bench.module(),
+    }
+}
+
 /// What a suite consists of; the longest first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
     Full,
     Quick,
+    /// Those that need the module with fault injection; with the shipped one they
+    /// are skipped.
     Faults,
     /// The tests that FILTER names.
     Named,
@@ -453,13 +462,11 @@ impl Kind {
     fn selection(self, filters: &[String]) -> Vec<String> {
         let suite = match self {
             Kind::Quick => "quick",
-            Kind::Full | Kind::Faults | Kind::Named => "full",
+            Kind::Faults => "faults",
+            Kind::Full | Kind::Named => "full",
         };
         let mut words = vec!["--suite".to_owned(), suite.to_owned()];
-        match self {
-            Kind::Faults => words.push(FAULT_TESTS.to_owned()),
-            _ => words.extend(filters.iter().cloned()),
-        }
+        words.extend(filters.iter().cloned());
         words
     }
 }
@@ -611,10 +618,6 @@ impl fmt::Display for Row {
 
 /// The test program, which runs in the guest.
 const GUEST: &str = "target/release/asyncfork-guest";
-
-/// What the names of the tests that need the module with fault injection have
-/// in common; with the shipped one they are skipped.
-const FAULT_TESTS: &str = "failed_allocations";
 
 /// Adds up what the tests, the guest and its kernel say. `plan` is the tests
 /// that were to run, `under_way` the one whose marker came last.
@@ -854,14 +857,48 @@ mod tests {
         assert_eq!(kernels, [Series::V7_2, Series::V6_12]);
     }
 
-    #[test]
-    fn the_guest_gets_what_it_needs() {
-        let bench = Bench {
+    fn bench() -> Bench {
+        Bench {
             root: "/repo".into(),
             series: Series::V6_12,
             release: "6.12.1-amd64".into(),
             guest_root: "/repo/target/roots/debian13".into(),
-        };
+            qemu_root: "/repo/target/roots/debian13".into(),
+        }
+    }
+
+    #[test]
+    fn a_suite_is_chosen_by_name_and_filters_by_parts_of_tests() {
+        for (kind, filters, want) in [
+            (Kind::Full, &[][..], "--suite full"),
+            (Kind::Quick, &[], "--suite quick"),
+            (Kind::Faults, &[], "--suite faults"),
+            (Kind::Named, &["a", "b"], "--suite full a b"),
+        ] {
+            let filters: Vec<String> = filters.iter().map(|&f| f.to_owned()).collect();
+            assert_eq!(kind.selection(&filters).join(" "), want);
+        }
+    }
+
+    #[test]
+    fn only_tests_that_all_need_faults_get_the_module_for_them() {
+        let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
+        let faults = names(&["b_fails", "c_fails"]);
+        let bench = bench();
+        for (plan, injects) in [
+            (names(&["b_fails"]), true),
+            (names(&["c_fails", "b_fails"]), true),
+            (names(&["a", "b_fails"]), false),
+            (names(&["b"]), false),
+        ] {
+            let module = module_for(&bench, &plan, &faults);
+            assert_eq!(module == bench.faults_module(), injects, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn the_guest_gets_what_it_needs() {
+        let bench = bench();
         let suite = Suite {
             name: "6.12 named".into(),
             bench: &bench,

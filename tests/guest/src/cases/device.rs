@@ -73,6 +73,7 @@ pub const TESTS: &[Test] = &[
         .module()
         .quick(),
     Test::new("times_in_the_report_are_of_the_monotonic_clock", times).module(),
+    Test::new("report_says_on_how_many_cpus_the_parent_may_run", cpus).module(),
     Test::new(
         "report_of_a_session_that_just_ends_has_a_true_copy_ns",
         just_ends,
@@ -742,6 +743,18 @@ fn times(ctx: &Ctx) -> Outcome<String> {
             r.meta_bytes >= 8 * r.parked
         })?;
     Ok(ended.detail())
+}
+
+fn cpus(ctx: &Ctx) -> Outcome<String> {
+    let arena = Arena::new(&mut ctx.rng(), 2)?;
+    for n in [1, sys::cpus()] {
+        sys::set_affinity(&(0..n).collect::<Vec<_>>())?;
+        let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+        ended
+            .parked(1)?
+            .holds("as many CPUs as the parent has", |r| r.cpus == n as u64)?;
+    }
+    Ok(format!("1 and {}", sys::cpus()))
 }
 
 /// A report in the instant in which the session ended knew that it had, but not when, and subtracted from zero.

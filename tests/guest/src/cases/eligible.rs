@@ -15,6 +15,7 @@ use crate::{claim, require, skip_unless};
 use asyncfork_uapi::Reason;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// The special area lies between two parkable ones of this many chunks each.
@@ -61,6 +62,11 @@ pub const TESTS: &[Test] = &[
     Test::new(
         "process_without_a_leader_that_shares_its_memory_forks_as_ever",
         shared_without_leader,
+    )
+    .module(),
+    Test::new(
+        "process_that_shares_its_memory_forks_as_ever_while_its_threads_end",
+        shared_with_ending_threads,
     )
     .module(),
     Test::new("process_with_a_virtual_machine_forks_as_ever", notifier).module(),
@@ -229,18 +235,17 @@ fn advice_while_parked(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// A process, not a thread, on the same memory (as during vfork): exec or exit of one does not end the other.
-fn shared_mm(ctx: &Ctx) -> Outcome<String> {
+fn share() -> Outcome<i32> {
     extern "C" fn sleep(_: *mut libc::c_void) -> i32 {
         loop {
             // SAFETY: waits for a signal.
             unsafe { libc::pause() };
         }
     }
-    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
     let stack = Span::reserve(16 * PAGE)?;
     stack.map(RW, libc::MAP_PRIVATE)?;
     // SAFETY: the function uses its own stack only and never returns.
-    let other = sys::cvt(unsafe {
+    Ok(sys::cvt(unsafe {
         let top = stack.end() as *mut libc::c_void;
         libc::clone(
             sleep,
@@ -248,7 +253,12 @@ fn shared_mm(ctx: &Ctx) -> Outcome<String> {
             libc::CLONE_VM | libc::SIGCHLD,
             std::ptr::null_mut(),
         )
-    })?;
+    })?)
+}
+
+fn shared_mm(ctx: &Ctx) -> Outcome<String> {
+    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
+    let other = share()?;
     let result = expect_stock(ctx, &mut arena, Reason::Shared);
     sys::kill(other, libc::SIGKILL)?;
     sys::wait(other)?;
@@ -258,6 +268,36 @@ fn shared_mm(ctx: &Ctx) -> Outcome<String> {
         .finish()?
         .whole(arena.chunks())?;
     Ok("stock, shared".into())
+}
+
+/// A thread's use of the memory ends a moment after it is no longer counted as a thread that has it.
+fn shared_with_ending_threads(ctx: &Ctx) -> Outcome<String> {
+    const FORKS: usize = 150;
+    let arena = Arena::new(&mut ctx.rng(), 4)?;
+    let other = share()?;
+    let stop = AtomicBool::new(false);
+    let result = std::thread::scope(|scope| -> Outcome {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // Joined at once; one that cannot be made is none.
+                    let thread = std::thread::Builder::new().stack_size(16 << 10);
+                    let _ = thread.spawn(|| {}).map(|t| t.join());
+                }
+            });
+        }
+        let forks = (0..FORKS).try_for_each(|_| {
+            let ended = ctx.fork().start(|| Ok(()))?.finish()?;
+            ended.stock(Reason::Shared).map(drop)
+        });
+        stop.store(true, Ordering::Relaxed);
+        forks
+    });
+    sys::kill(other, libc::SIGKILL)?;
+    sys::wait(other)?;
+    result?;
+    arena.verify()?;
+    Ok(format!("{FORKS} forks, all stock, shared"))
 }
 
 /// The main thread has ended: it has no memory any more, but is still one of the process' threads.

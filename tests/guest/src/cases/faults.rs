@@ -1,43 +1,37 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Every allocation of the module fails once. Needs a module built with fault injection.
+//! What the module does when the kernel refuses it something: every allocation fails once, and unhooking.
 
-use super::swap::page_out;
+use super::swap::{page_out, swapped};
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::Arena;
 use crate::swap::Swap;
-use crate::sys::is_errno;
+use crate::sys::{self, is_errno};
 use crate::verdict::{Context, Outcome, Verdict};
-use crate::{claim, skip_unless};
+use crate::{claim, require};
 use asyncfork_uapi::{Outcome as Fate, Reason, State};
-use std::path::Path;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 const CHUNKS: u64 = 8;
 
 pub const TESTS: &[Test] = &[
-    Test::new("failed_allocations_while_parking_lose_nothing", parking).module(),
-    Test::new("failed_allocations_while_pulling_lose_nothing", pulling).module(),
-    Test::new("failed_allocations_in_odd_chunks_lose_nothing", odd).module(),
+    Test::new("failed_allocations_while_parking_lose_nothing", parking).faults(),
+    Test::new("failed_allocations_while_pulling_lose_nothing", pulling).faults(),
+    Test::new("failed_allocations_in_odd_chunks_lose_nothing", odd).faults(),
+    Test::new("untested_module_is_refused_unless_allowed", untested).faults(),
     Test::new(
-        "untested_module_is_refused_unless_allowed_failed_allocations",
-        untested,
+        "module_that_cannot_be_unhooked_stays_and_its_hooks_work",
+        unhooking,
     )
-    .module(),
+    .faults(),
 ];
-
-/// Skips the test if nothing can be made to fail.
-pub fn expect_injection() -> Outcome {
-    skip_unless!(
-        Path::new("/sys/module/asyncfork/parameters/fault_count").exists(),
-        "the module was built without fault injection"
-    );
-    Ok(())
-}
 
 /// A module with fault injection counts as untested, so it shows what happens on a kernel that nobody has tested.
 fn untested(ctx: &Ctx) -> Outcome<String> {
-    expect_injection()?;
     ctx.module.unload()?;
     let refused = ctx.module.load_as_it_is("");
     claim!(
@@ -55,7 +49,7 @@ fn untested(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// `count` allocations fail after `skip` others.
-fn inject(ctx: &Ctx, skip: u32, count: u32) -> Outcome {
+pub(super) fn inject(ctx: &Ctx, skip: u32, count: u32) -> Outcome {
     ctx.module.set("fault_count", 0)?;
     ctx.module.set("fault_skip", skip)?;
     ctx.module.set("fault_count", count)?;
@@ -63,7 +57,7 @@ fn inject(ctx: &Ctx, skip: u32, count: u32) -> Outcome {
 }
 
 /// Allocations that were to fail and have not been made.
-fn left(ctx: &Ctx) -> Outcome<u32> {
+pub(super) fn left(ctx: &Ctx) -> Outcome<u32> {
     ctx.module
         .get("fault_count")?
         .parse()
@@ -72,7 +66,6 @@ fn left(ctx: &Ctx) -> Outcome<u32> {
 
 /// The n-th allocation of the fork fails, for every n that there is.
 fn parking(ctx: &Ctx) -> Outcome<String> {
-    expect_injection()?;
     let mut arena = Arena::new(&mut ctx.rng(), 2 * CHUNKS as usize)?;
     let (mut stock, mut whole, mut aborted) = (0, 0, 0);
     for skip in 0.. {
@@ -116,7 +109,6 @@ fn parking(ctx: &Ctx) -> Outcome<String> {
 
 /// From the n-th allocation on, all of the pulls' fail, more than the reserve has.
 fn pulling(ctx: &Ctx) -> Outcome<String> {
-    expect_injection()?;
     let mut arena = Arena::new(&mut ctx.rng(), 2 * CHUNKS as usize)?;
     let (mut whole, mut killed) = (0, 0);
     for skip in 0..CHUNKS as u32 {
@@ -153,19 +145,23 @@ fn pulling(ctx: &Ctx) -> Outcome<String> {
 /// The parent's copy of the n-th chunk, all of it in swap, fails half way; for the last one nothing else is left to tell
 /// the child that its image is not whole.
 fn odd(ctx: &Ctx) -> Outcome<String> {
-    expect_injection()?;
     let _swap = Swap::new()?;
     let mut arena = Arena::new(&mut ctx.rng(), 2 * CHUNKS as usize)?;
-    for chunk in 0..CHUNKS as u32 {
+    for chunk in 0..CHUNKS as usize {
         page_out(&arena, 0..arena.pages())?;
+        let entries = (0..=chunk)
+            .map(|c| swapped(arena.part(arena.chunk(c))))
+            .collect::<Outcome<Vec<_>>>()?;
         let hold = Hold::new()?;
         let session = ctx
             .fork()
             .start(|| Err(Verdict::Failed("ran with a partial image".into())))?;
         session.expect_running()?;
-        // Two allocations each: a table, and what the copy needs.
-        inject(ctx, 2 * chunk + 1, 1)?;
-        arena.fill(1 + chunk);
+        // For each chunk a table, and what an entry's count of sharers may need.
+        let before: usize = entries[..chunk].iter().map(|n| 1 + n).sum();
+        let skip = before + 1 + entries[chunk] / 2;
+        inject(ctx, skip as u32, 1)?;
+        arena.fill(1 + chunk as u32);
         let unused = left(ctx)?;
         claim!(unused == 0, "chunk {chunk}: nothing was made to fail");
         drop(hold);
@@ -175,7 +171,90 @@ fn odd(ctx: &Ctx) -> Outcome<String> {
         ended
             .parked(CHUNKS)?
             .aborted()?
-            .holds("odd chunks", |r| r.odd == u64::from(chunk) + 1)?;
+            .holds("odd chunks", |r| r.odd == chunk as u64 + 1)?
+            .holds("the rest was given back uncopied", |r| {
+                r.reattached >= CHUNKS - 1 - chunk as u64
+            })?;
     }
     Ok(format!("{CHUNKS} children killed"))
+}
+
+/// A hook that cannot be taken away keeps the module where it is. This one can after a while.
+fn unhooking(ctx: &Ctx) -> Outcome<String> {
+    const STUCK: &str = "cannot unhook";
+    /// Tries that fail, four a second: enough for all that happens meanwhile.
+    const TRIES: u32 = 40;
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 8)?;
+    ctx.module.expect_unused()?;
+    let log = KernelLog::at_its_end()?;
+    inject(ctx, 0, TRIES)?;
+    let gone = AtomicBool::new(false);
+    std::thread::scope(|scope| -> Outcome {
+        let unloader = scope.spawn(|| {
+            let result = ctx.module.try_unload();
+            gone.store(true, Ordering::SeqCst);
+            result
+        });
+        let stuck = sys::poll_until(|| -> Outcome<Option<()>> {
+            Ok((log.says(STUCK)? || gone.load(Ordering::SeqCst)).then_some(()))
+        })?;
+        claim!(
+            stuck.is_some() && !gone.load(Ordering::SeqCst),
+            "the unload does not wait for what cannot be unhooked"
+        );
+        for gen in 1..4 {
+            let session = ctx.fork().unarmed().start(|| arena.verify())?;
+            arena.fill(gen);
+            let fresh = Arena::new(&mut rng, 2)?;
+            fresh.verify()?;
+            fresh.span().unmap()?;
+            let _ended = session.finish()?;
+            arena.verify()?;
+        }
+        require!(
+            !gone.load(Ordering::SeqCst),
+            "the hooks were gone before the forks were over"
+        );
+        ctx.module.set("fault_count", 0)?;
+        unloader
+            .join()
+            .map_err(|_| Verdict::Failed("the unloader panicked".into()))?
+            .at("unload")
+    })?;
+    claim!(!ctx.module.is_loaded(), "the module is still there");
+    ctx.module.load("").at("load again")?;
+    let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+    ended.whole(arena.chunks())?;
+    Ok(ended.detail())
+}
+
+/// What the kernel says from now on.
+struct KernelLog(File);
+
+impl KernelLog {
+    fn at_its_end() -> io::Result<Self> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg")?;
+        file.seek(SeekFrom::End(0))?;
+        Ok(Self(file))
+    }
+
+    /// Whether one of the lines that have come since contains `text`.
+    fn says(&self, text: &str) -> io::Result<bool> {
+        // One record a read.
+        let mut buf = [0; 8192];
+        loop {
+            match (&self.0).read(&mut buf) {
+                Ok(n) if String::from_utf8_lossy(&buf[..n]).contains(text) => return Ok(true),
+                Ok(_) => {}
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                // Overwritten before it was read.
+                Err(e) if e.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
 }

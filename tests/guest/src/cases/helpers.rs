@@ -27,6 +27,11 @@ pub const TESTS: &[Test] = &[
         timeout,
     )
     .module(),
+    Test::new(
+        "memory_parked_by_a_fork_that_lasts_is_pulled_meanwhile",
+        lasting,
+    )
+    .faults(),
     Test::new("helpers_child_and_writing_parent_disturb_nobody", together).quick(),
     Test::new(
         "child_killed_beside_helpers_costs_the_parent_nothing",
@@ -92,6 +97,26 @@ fn timeout(ctx: &Ctx) -> Outcome<String> {
     let ended = session.finish()?;
     arena.verify()?;
     ended.whole(8)?.pulled(Hook::Helper, 8)?;
+    Ok(ended.detail())
+}
+
+/// What comes after dup_mmap() in a fork can be made to last (the write of a pidfd, say): nothing stays parked for it.
+fn lasting(ctx: &Ctx) -> Outcome<String> {
+    let after = ctx.module.get("pull_after")?;
+    let arena = Arena::new(&mut ctx.rng(), 16)?;
+    ctx.module.set("pull_after", 1)?;
+    ctx.module.set("fault_linger_ms", 4000)?;
+    ctx.module.set("fault_linger_pid", sys::pid())?;
+    let session = ctx.fork().start(|| arena.verify());
+    ctx.module.set("fault_linger_pid", 0)?;
+    ctx.module.set("pull_after", after)?;
+    let ended = session?.finish()?;
+    arena.verify()?;
+    ended
+        .whole(8)?
+        .holds("a worker has pulled all before the fork was over", |r| {
+            r.by_helper == r.parked
+        })?;
     Ok(ended.detail())
 }
 

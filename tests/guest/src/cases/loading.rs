@@ -4,15 +4,17 @@
 use super::writes::overwrite_random;
 use super::Test;
 use crate::board::Board;
-use crate::claim;
 use crate::ctx::Ctx;
 use crate::hold::Plug;
 use crate::mem::{Arena, Span, Want, PAGE};
 use crate::module;
-use crate::require;
 use crate::sys::{self, is_errno};
 use crate::verdict::{Context, Outcome, Verdict};
+use crate::{claim, require};
 use asyncfork_uapi::Arm;
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::OpenOptionsExt;
 
 pub const TESTS: &[Test] = &[
     Test::new("module_in_use_cannot_be_unloaded", in_use)
@@ -23,6 +25,16 @@ pub const TESTS: &[Test] = &[
         .quick(),
     Test::new("forks_after_an_unload_are_right", after_unload).module(),
     Test::new("second_load_is_refused_and_harms_nobody", double_load).module(),
+    Test::new(
+        "a_changed_prototype_of_any_hooked_or_called_function_refuses_the_load",
+        prototypes,
+    )
+    .faults(),
+    Test::new(
+        "a_kernel_without_type_information_is_refused",
+        no_type_information,
+    )
+    .faults(),
 ];
 
 /// Demands that the module cannot be unloaded now.
@@ -150,4 +162,98 @@ fn double_load(ctx: &Ctx) -> Outcome<String> {
         Ok(n) if n >= 0 => Ok(ended.detail()),
         other => Err(Verdict::Failed(format!("reference count {other:?}"))),
     }
+}
+
+/// What the kernel says from now on.
+struct KernelLog(File);
+
+impl KernelLog {
+    fn from_now() -> io::Result<Self> {
+        let mut kmsg = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg")?;
+        kmsg.seek(SeekFrom::End(0))?;
+        Ok(Self(kmsg))
+    }
+
+    /// The module's lines.
+    fn of_module(mut self) -> io::Result<Vec<String>> {
+        let mut lines = Vec::new();
+        // One record a read.
+        let mut record = [0; 8192];
+        loop {
+            match self.0.read(&mut record) {
+                Ok(n) => {
+                    let record = String::from_utf8_lossy(&record[..n]);
+                    let said = record.split_once(';').map_or("", |(_, said)| said);
+                    let line = said.lines().next().unwrap_or_default();
+                    if let Some(line) = line.strip_prefix("asyncfork: ") {
+                        lines.push(line.to_string());
+                    }
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(lines),
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+/// Loads the module on a kernel that `params` make look unfit. Demands that it is refused with one line, and returns that.
+fn expect_unfit(ctx: &Ctx, params: &str) -> Outcome<String> {
+    let log = KernelLog::from_now().at("/dev/kmsg")?;
+    let result = ctx
+        .module
+        .load_as_it_is(&format!("allow_untested=1 {params}"));
+    claim!(
+        is_errno(&result, libc::ENOEXEC),
+        "loading with {params} gives {result:?}, want ENOEXEC"
+    );
+    claim!(!ctx.module.is_loaded(), "a refused module is loaded");
+    let mut lines = log.of_module().at("/dev/kmsg")?;
+    match lines.pop() {
+        Some(line) if lines.is_empty() => Ok(line),
+        last => Err(Verdict::Failed(format!(
+            "loading with {params} is refused with other than one line in the log: {lines:?}, {last:?}"
+        ))),
+    }
+}
+
+/// The module expects one parameter more of one function, for each that it hooks or calls.
+fn prototypes(ctx: &Ctx) -> Outcome<String> {
+    let names = ctx.module.get("fault_protos")?;
+    let names: Vec<_> = names.split_whitespace().collect();
+    claim!(
+        names.len() >= 25,
+        "the prototypes of {} functions are checked: {names:?}",
+        names.len()
+    );
+    ctx.module.unload()?;
+    for name in &names {
+        let line = expect_unfit(ctx, &format!("fault_proto={name}"))?;
+        claim!(
+            line.starts_with(&format!("function {name} is ")) && line.ends_with(", -)"),
+            "of another prototype of {name} the log says: {line}"
+        );
+    }
+    load_and_fork(ctx)?;
+    Ok(format!("{} functions", names.len()))
+}
+
+fn no_type_information(ctx: &Ctx) -> Outcome<String> {
+    ctx.module.unload()?;
+    let line = expect_unfit(ctx, "fault_count=1")?;
+    claim!(
+        line.contains("no type information"),
+        "of a kernel without type information the log says: {line}"
+    );
+    load_and_fork(ctx)
+}
+
+fn load_and_fork(ctx: &Ctx) -> Outcome<String> {
+    ctx.module.load("").at("load again")?;
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+    ended.whole(4)?;
+    Ok(ended.detail())
 }

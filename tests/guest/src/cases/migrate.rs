@@ -2,12 +2,12 @@
 //! Page migration. A migration under way when the memory is parked leaves entries that only its end can put right: these
 //! tests go on until the module has seen one, and are broken if it never does.
 
-use super::common::pause;
+use super::common::{pause, Gate};
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
 use crate::hold::Plug;
-use crate::mem::{Arena, Shape, Span, PAGE};
+use crate::mem::{Arena, Shape, Span, Want, CHUNK_PAGES, PAGE};
 use crate::procfs;
 use crate::sys::{self, cvt, Exit};
 use crate::verdict::{Context, Outcome};
@@ -34,6 +34,11 @@ pub const TESTS: &[Test] = &[
         migrate_process,
     ),
     Test::new("memory_offlined_while_forking_loses_nothing", offline),
+    Test::new(
+        "compaction_of_parked_memory_stays_within_memory_max",
+        within_limit,
+    )
+    .module(),
 ];
 
 fn migrations(ctx: &Ctx) -> Outcome<u64> {
@@ -80,14 +85,16 @@ fn until_caught(ctx: &Ctx, mut round: impl FnMut() -> Outcome<u64>) -> Outcome<S
     unreachable!()
 }
 
-/// An arena whose page frames alternate with free ones, which makes compaction move it.
-fn scattered(rng: &mut crate::rng::Rng) -> Outcome<Arena> {
-    let mut arena = Arena::planned(rng, Shape::Whole(16))?;
+/// An arena of `mib` MiB, of which every n-th page is written, whose page frames alternate with free ones, which makes
+/// compaction move it.
+fn scattered(rng: &mut crate::rng::Rng, mib: usize, nth: usize) -> Outcome<Arena> {
+    let mut arena = Arena::planned(rng, Shape::Whole(mib))?;
     arena.map()?;
-    let filler = Span::reserve(16 << 20)?;
+    arena.expect(0..arena.pages(), Want::Zero);
+    let filler = Span::reserve(mib << 20)?;
     filler.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
     filler.advise(libc::MADV_NOHUGEPAGE)?;
-    for page in 0..arena.pages() {
+    for page in (0..arena.pages()).step_by(nth) {
         filler.store(page * PAGE, 1);
         arena.write(page, 0);
     }
@@ -95,11 +102,63 @@ fn scattered(rng: &mut crate::rng::Rng) -> Outcome<Arena> {
     Ok(arena)
 }
 
+/// Each failed move of a parked page pulls its chunk, which takes a page table: from the child's memory, not from the system's
+/// reserves and not beyond the limit. Without memory the session is aborted, and the parent loses nothing.
+fn within_limit(ctx: &Ctx) -> Outcome<String> {
+    /// More chunks than pages that a processor may have charged in advance (MEMCG_CHARGE_BATCH, 64).
+    const MIB: usize = 320;
+    /// Pages of a chunk.
+    const EACH: usize = 16;
+    let mut rng = ctx.rng();
+    let plug = Plug::new()?;
+    let (board, gate) = (Board::new()?, Gate::new()?);
+    let compactor = ctx.helper(&board, "compactor", || {
+        gate.pass()?;
+        Ok(fs::write("/proc/sys/vm/compact_memory", "1")?)
+    })?;
+    let mut arena = scattered(&mut rng, MIB, CHUNK_PAGES / EACH)?;
+    let group = ctx.cgroup.child("limited")?;
+    let used = |file: &str| -> Outcome<u64> {
+        Ok(group.get(file)?.parse().map_err(std::io::Error::other)?)
+    };
+    let hold = plug.hold()?;
+    let session = ctx.fork().into_cgroup(&group)?.start(|| arena.verify())?;
+    session.expect_running()?;
+    hold.step_aside()?;
+    let limit = used("memory.current")?;
+    group.set("memory.max", limit)?;
+    gate.open(0)?;
+    sys::wait(compactor)?;
+    let peak = used("memory.peak")?;
+    group.set("memory.max", "max")?;
+    claim!(
+        peak <= limit,
+        "{peak} bytes were in use, {} beyond memory.max",
+        peak - limit
+    );
+    board.collect(&["compactor"])?;
+    session.expect_child_held()?;
+    drop(hold);
+    let ended = session.finish_killed()?;
+    arena.verify().at("parent")?;
+    for page in (0..arena.pages()).step_by(CHUNK_PAGES) {
+        arena.write(page, 1);
+    }
+    arena.verify().at("parent, written")?;
+    let pulled = ended.report().map_or(0, |r| r.pulls_by(Hook::Migration));
+    require!(
+        ended.was_killed() || pulled > 64,
+        "compaction met {pulled} parked chunks only"
+    );
+    ended.parked(MIB as u64 / 2)?;
+    Ok(ended.detail())
+}
+
 fn compaction(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     until_caught(ctx, || {
         let board = Board::new()?;
-        let mut arena = scattered(&mut rng)?;
+        let mut arena = scattered(&mut rng, 16, 1)?;
         let compactor = ctx.helper(&board, "compactor", || {
             for _ in 0..3 {
                 fs::write("/proc/sys/vm/compact_memory", "1")?;

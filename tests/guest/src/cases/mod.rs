@@ -13,6 +13,7 @@ mod foreign;
 mod freeze;
 mod helpers;
 mod huge;
+mod inside;
 mod io;
 mod layout;
 mod library;
@@ -22,6 +23,7 @@ mod memcg;
 mod migrate;
 mod observe;
 mod partial;
+mod poison;
 mod protect;
 mod refork;
 mod remap;
@@ -67,11 +69,13 @@ pub const TESTS: &[&[Test]] = &[
     eligible::TESTS,
     layout::TESTS,
     partial::TESTS,
+    poison::TESTS,
     helpers::TESTS,
     failfork::TESTS,
     faults::TESTS,
     tracing::TESTS,
     freeze::TESTS,
+    inside::TESTS,
     library::TESTS,
     selftest::TESTS,
     service::TESTS,
@@ -80,12 +84,25 @@ pub const TESTS: &[&[Test]] = &[
 ];
 
 /// Which tests to run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Suite {
     /// One test for each kind of operation.
     Quick,
     /// Every test.
     Full,
+    /// Those that need a module with fault injection.
+    Faults,
+}
+
+impl Suite {
+    /// Whether it has this test.
+    pub fn has(self, test: &Test) -> bool {
+        match self {
+            Self::Quick => test.quick,
+            Self::Full => true,
+            Self::Faults => test.needs_faults,
+        }
+    }
 }
 
 /// A test.
@@ -93,10 +110,12 @@ pub enum Suite {
 pub struct Test {
     /// The claim.
     pub name: &'static str,
-    /// The smallest suite it belongs to.
-    pub suite: Suite,
+    /// It stands for its kind of operation in the quick suite.
+    quick: bool,
     /// It is about the module itself: no control run.
     pub needs_module: bool,
+    /// It makes the module fail: skipped with one that cannot be made to.
+    pub needs_faults: bool,
     /// It makes a parked chunk's slot be taken on purpose.
     pub may_merge: bool,
     body: Body,
@@ -120,8 +139,9 @@ impl Test {
     const fn with(name: &'static str, body: Body) -> Self {
         Self {
             name,
-            suite: Suite::Full,
+            quick: false,
             needs_module: false,
+            needs_faults: false,
             may_merge: false,
             body,
         }
@@ -177,13 +197,18 @@ impl Test {
     }
 
     const fn quick(mut self) -> Self {
-        self.suite = Suite::Quick;
+        self.quick = true;
         self
     }
 
     const fn module(mut self) -> Self {
         self.needs_module = true;
         self
+    }
+
+    const fn faults(mut self) -> Self {
+        self.needs_faults = true;
+        self.module()
     }
 
     const fn merges(mut self) -> Self {
@@ -210,13 +235,14 @@ impl Test {
 mod tests {
     use super::*;
 
+    fn names(wanted: impl Fn(&Test) -> bool) -> Vec<&'static str> {
+        let tests = TESTS.iter().flat_map(|group| group.iter());
+        tests.filter(|t| wanted(t)).map(|t| t.name).collect()
+    }
+
     #[test]
     fn names_are_unique_and_fit_a_file_name() {
-        let mut names: Vec<&str> = TESTS
-            .iter()
-            .flat_map(|g| g.iter())
-            .map(|t| t.name)
-            .collect();
+        let mut names = names(|_| true);
         let n = names.len();
         names.sort_unstable();
         names.dedup();
@@ -232,11 +258,22 @@ mod tests {
 
     #[test]
     fn the_quick_suite_is_part_of_the_full_one() {
-        let quick = TESTS
-            .iter()
-            .flat_map(|g| g.iter())
-            .filter(|t| t.suite == Suite::Quick)
-            .count();
-        assert!(quick > 20);
+        let (quick, full) = (
+            names(|t| Suite::Quick.has(t)),
+            names(|t| Suite::Full.has(t)),
+        );
+        assert!(quick.len() > 20);
+        assert!(quick.len() < full.len());
+        assert!(quick.iter().all(|name| full.contains(name)));
+    }
+
+    #[test]
+    fn the_suite_of_faults_is_the_tests_that_need_them() {
+        let faults = names(|t| Suite::Faults.has(t));
+        assert_eq!(faults, names(|t| t.needs_faults && t.needs_module));
+        assert!(faults.contains(&"failed_allocations_while_parking_lose_nothing"));
+        assert!(!faults.contains(&"module_in_use_cannot_be_unloaded"));
+        let full = names(|t| Suite::Full.has(t));
+        assert!(faults.iter().all(|name| full.contains(name)));
     }
 }

@@ -56,7 +56,8 @@ pub(super) fn page_out(arena: &Arena, pages: std::ops::Range<usize>) -> Outcome 
     Ok(())
 }
 
-fn swapped(span: Span) -> Outcome<usize> {
+/// Pages of `span` in swap.
+pub(super) fn swapped(span: Span) -> Outcome<usize> {
     Ok(procfs::pagemap(0, span)?
         .iter()
         .filter(|e| *e & procfs::SWAPPED != 0)
