@@ -96,7 +96,7 @@ static int copy_leaf(struct copy *c, pte_t *src, pte_t *dst, pte_t pte,
 		shared = af_migration_read(pte);
 		break;
 	case AF_LEAF_DEVICE:
-		page = af_leaf_page(pte);
+		page = softleaf_to_page(softleaf_from_pte(pte));
 		folio_get(page_folio(page));
 		if (af_dup_anon_rmap(page, &c->dst_vma, &unpinned_vma)) {
 			folio_put(page_folio(page));

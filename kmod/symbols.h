@@ -31,7 +31,7 @@ extern spinlock_t *af_mmlist_lock;
 /* One more sharer of a swap entry; 0 or an errno. Takes spinlocks only. */
 static inline int af_swap_dup(pte_t pte)
 {
-	return static_call(af_swap_dup_entry)(af_leaf_entry(pte));
+	return static_call(af_swap_dup_entry)(softleaf_from_pte(pte));
 }
 
 /* A direct call that the hooks rely on; the list ends with an empty entry. */

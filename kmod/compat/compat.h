@@ -158,11 +158,31 @@ enum af_leaf {
 	AF_LEAF_POISON,
 };
 
+#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 1, 0)
+/* By the names of later kernels. */
+#define softleaf_t			swp_entry_t
+#define softleaf_from_pte(pte)		pte_to_swp_entry(pte)
+#define softleaf_to_page(entry)		pfn_swap_entry_to_page(entry)
+#define softleaf_to_marker(entry)	pte_marker_get(entry)
+#define softleaf_is_swap(entry)		(!non_swap_entry(entry))
+#define softleaf_is_migration(entry)	is_migration_entry(entry)
+#define softleaf_is_migration_read(entry)	\
+	is_readable_migration_entry(entry)
+#define softleaf_is_device_private(entry)	is_device_private_entry(entry)
+#define softleaf_is_device_private_write(entry)	\
+	is_writable_device_private_entry(entry)
+#define softleaf_is_marker(entry)	is_pte_marker_entry(entry)
+#define softleaf_is_hwpoison(entry)	is_hwpoison_entry(entry)
+#endif
+
+/* What a child without userfaultfd gets of a marker. */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
-static inline swp_entry_t af_leaf_entry(pte_t pte)
-{
-	return softleaf_from_pte(pte);
-}
+#define AF_MARKERS	(PTE_MARKER_POISONED | PTE_MARKER_GUARD)
+#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+#define AF_MARKERS	PTE_MARKER_POISONED
+#else
+#define AF_MARKERS	0
+#endif
 
 static inline enum af_leaf af_leaf_kind(pte_t pte)
 {
@@ -176,86 +196,22 @@ static inline enum af_leaf af_leaf_kind(pte_t pte)
 		return AF_LEAF_DEVICE;
 	if (softleaf_is_marker(entry))
 		return AF_LEAF_MARKER;
-	return softleaf_is_hwpoison(entry) ? AF_LEAF_POISON : AF_LEAF_UNKNOWN;
-}
-
-static inline struct page *af_leaf_page(pte_t pte)
-{
-	return softleaf_to_page(softleaf_from_pte(pte));
-}
-
-static inline bool af_migration_is_read(pte_t pte)
-{
-	return softleaf_is_migration_read(softleaf_from_pte(pte));
-}
-
-static inline bool af_device_is_read(pte_t pte)
-{
-	return !softleaf_is_device_private_write(softleaf_from_pte(pte));
-}
-
-/* What a child without userfaultfd gets of a marker; may be none. */
-static inline pte_t af_marker_copy(pte_t pte)
-{
-	pte_marker marker = softleaf_to_marker(softleaf_from_pte(pte)) &
-			    (PTE_MARKER_POISONED | PTE_MARKER_GUARD);
-
-	return marker ? make_pte_marker(marker) : __pte(0);
-}
-#else
-static inline swp_entry_t af_leaf_entry(pte_t pte)
-{
-	return pte_to_swp_entry(pte);
-}
-
-static inline enum af_leaf af_leaf_kind(pte_t pte)
-{
-	swp_entry_t entry = pte_to_swp_entry(pte);
-
-	if (!non_swap_entry(entry))
-		return AF_LEAF_SWAP;
-	if (is_migration_entry(entry))
-		return AF_LEAF_MIGRATION;
-	if (is_device_private_entry(entry))
-		return AF_LEAF_DEVICE;
-	if (is_pte_marker_entry(entry))
-		return AF_LEAF_MARKER;
 #if LINUX_VERSION_CODE < KERNEL_VERSION(6, 6, 0)
 	/* Later a marker. */
 	if (is_swapin_error_entry(entry))
 		return AF_LEAF_POISON;
 #endif
-	return is_hwpoison_entry(entry) ? AF_LEAF_POISON : AF_LEAF_UNKNOWN;
+	return softleaf_is_hwpoison(entry) ? AF_LEAF_POISON : AF_LEAF_UNKNOWN;
 }
 
-static inline struct page *af_leaf_page(pte_t pte)
-{
-	return pfn_swap_entry_to_page(pte_to_swp_entry(pte));
-}
-
-static inline bool af_migration_is_read(pte_t pte)
-{
-	return is_readable_migration_entry(pte_to_swp_entry(pte));
-}
-
-static inline bool af_device_is_read(pte_t pte)
-{
-	return !is_writable_device_private_entry(pte_to_swp_entry(pte));
-}
-
-/* What a child without userfaultfd gets of a marker; may be none. */
+/* May be none. */
 static inline pte_t af_marker_copy(pte_t pte)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
-	pte_marker marker = pte_marker_get(pte_to_swp_entry(pte)) &
-			    PTE_MARKER_POISONED;
+	pte_marker marker = softleaf_to_marker(softleaf_from_pte(pte)) &
+			    AF_MARKERS;
 
 	return marker ? make_pte_marker(marker) : __pte(0);
-#else
-	return __pte(0);
-#endif
 }
-#endif
 
 /* @entry in the place of @pte, whose bits it keeps. */
 static inline pte_t af_leaf_like(pte_t pte, swp_entry_t entry)
@@ -272,18 +228,20 @@ static inline pte_t af_leaf_like(pte_t pte, swp_entry_t entry)
 /* The entry of a page that is shared from now on. */
 static inline pte_t af_migration_read(pte_t pte)
 {
-	unsigned long offset = swp_offset(af_leaf_entry(pte));
+	softleaf_t entry = softleaf_from_pte(pte);
 
-	if (af_migration_is_read(pte))
+	if (softleaf_is_migration_read(entry))
 		return pte;
-	return af_leaf_like(pte, make_readable_migration_entry(offset));
+	return af_leaf_like(pte,
+			    make_readable_migration_entry(swp_offset(entry)));
 }
 
 static inline pte_t af_device_read(pte_t pte)
 {
-	unsigned long offset = swp_offset(af_leaf_entry(pte));
+	softleaf_t entry = softleaf_from_pte(pte);
+	unsigned long offset = swp_offset(entry);
 
-	if (af_device_is_read(pte))
+	if (!softleaf_is_device_private_write(entry))
 		return pte;
 	return af_leaf_like(pte, make_readable_device_private_entry(offset));
 }
