@@ -22,6 +22,7 @@ use std::time::Duration;
 const THP: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 const SPLIT: &str = "/sys/kernel/debug/split_huge_pages";
 const CPU1: &str = "/sys/devices/system/cpu/cpu1/online";
+const HARD_OFFLINE: &str = "/sys/devices/system/memory/hard_offline_page";
 const NODE1: &str = "/sys/devices/system/node/node1";
 
 /// At what a deed is aimed. Each kind goes on in a process of its own.
@@ -54,6 +55,7 @@ pub const DEEDS: &[(Aim, &str, usize, Deed)] = &[
     (Aim::Machine, "huge pages on or off", 8, huge_pages),
     (Aim::Machine, "huge pages split", 4, split),
     (Aim::Machine, "processor offline", 4, hotplug),
+    (Aim::Machine, "memory failure", 3, memory_failure),
     (Aim::Machine, "enabled off and on", 20, switch),
     (Aim::Machine, "parameters changed", 16, parameters),
     (Aim::Machine, "module unloaded", 1, unload),
@@ -205,6 +207,25 @@ fn read_memory(pid: i32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Of memory that is not there, so that nobody loses any: whoever looks for its users pulls all the same.
+fn memory_failure(_: &mut Chaos<'_>) -> Outcome<bool> {
+    const NOWHERE: &str = "0xffffffff000";
+    if !knows_memory_failures() {
+        return Ok(false);
+    }
+    let result = fs::write(HARD_OFFLINE, NOWHERE);
+    claim!(
+        is_errno(&result, libc::ENXIO),
+        "a failure of memory that is not there gives {result:?}, want ENXIO"
+    );
+    Ok(true)
+}
+
+/// Whether this kernel knows memory failures.
+pub fn knows_memory_failures() -> bool {
+    Path::new(HARD_OFFLINE).exists()
 }
 
 fn clear_refs(chaos: &mut Chaos<'_>) -> Outcome<bool> {

@@ -95,7 +95,10 @@ impl Life {
                 .and_then(|threads| {
                     let kids = work.forks(&mut rng)?;
                     if rng.one_in(4) {
-                        // With threads at work, and a child that has hardly run yet.
+                        // With threads at work, and a child that has hardly run yet; on the same processor not at all.
+                        if rng.one_in(2) {
+                            let _ = sys::set_affinity(&[rng.below(sys::cpus())]);
+                        }
                         work.fork(&mut rng)?;
                         add(&self.tally.full_lives, 1);
                         End::any(&mut rng).commit();

@@ -481,9 +481,10 @@ fn expect_tried(tally: &Tally, totals: &Totals, without: &Without) -> Outcome {
     require!(get(&tally.whole) > 0, "no child found its image whole");
     require!(totals.get("chunks parked") > 0, "nothing was parked");
     // Nobody uses userfaultfd here, children are mostly done before their parent's core dump begins (the VM tests hold
-    // them back), and only two nodes make sure of migrations in flight.
+    // them back), only two nodes make sure of migrations in flight, and nobody gets past all other hooks.
     let expected = |hook: &&Hook| match **hook {
-        Hook::Uffd | Hook::Dump => false,
+        Hook::Uffd | Hook::Dump | Hook::PteAlloc => false,
+        Hook::Poison => chaos::knows_memory_failures(),
         Hook::Migration => chaos::has_two_nodes(),
         _ => true,
     };
