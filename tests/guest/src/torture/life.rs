@@ -365,7 +365,12 @@ fn check(report: &Report, whole: bool) -> Outcome {
         (Fate::Async, _) => {}
         (
             Fate::Stock,
-            Reason::Disabled | Reason::NoMemory | Reason::Limit | Reason::Nothing | Reason::Shared,
+            Reason::Disabled
+            | Reason::NoMemory
+            | Reason::Limit
+            | Reason::Nothing
+            | Reason::Shared
+            | Reason::Poison,
         ) => return Ok(()),
         (fate, reason) => {
             return Err(Verdict::Failed(format!(

@@ -213,7 +213,7 @@ impl Totals {
             "children killed by an abort",
             "chunks parked",
             "chunks given back uncopied",
-            "chunks copied by trampolines",
+            "chunks with more than plain pages",
             "pulled by the child",
             "pulled by the parent",
             "pulled by helpers",
