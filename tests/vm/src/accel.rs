@@ -112,7 +112,7 @@ fn probe(bench: &Bench) -> Result<Chosen> {
         accel: Accel::Kvm,
         why: "probe".into(),
     };
-    let outcome = vm.boot(bench, &how, &limits, &["true".into()], Streams::sink())?;
+    let outcome = vm.boot(bench, &how, &limits, &["true".into()], &mut Streams::sink())?;
     Ok(match outcome.end {
         End::Exited(0) => Chosen {
             accel: Accel::Kvm,

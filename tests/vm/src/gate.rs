@@ -553,6 +553,7 @@ impl Suite<'_> {
             passed: summary.passed,
             failed: summary.failures.len(),
             skipped: summary.skipped,
+            boots: outcome.boots,
             took,
         };
         Ok((row, summary))
@@ -597,6 +598,7 @@ struct Row {
     passed: usize,
     failed: usize,
     skipped: usize,
+    boots: u32,
     took: Duration,
 }
 
@@ -612,7 +614,11 @@ impl fmt::Display for Row {
             self.failed,
             self.skipped,
             minutes(self.took)
-        )
+        )?;
+        match self.boots {
+            1 => Ok(()),
+            boots => write!(f, ", {boots} boots"),
+        }
     }
 }
 
@@ -746,6 +752,7 @@ mod tests {
         let outcome = Outcome {
             end,
             findings: dmesg::scan(kernel),
+            boots: 1,
             dir: PathBuf::from("run-1"),
         };
         let mut summary = Summary::default();
@@ -944,11 +951,12 @@ mod tests {
             passed: 60,
             failed: 0,
             skipped: 1,
+            boots: 1,
             took: Duration::from_secs(125),
         };
-        assert_eq!(
-            row.to_string(),
-            "7.2.12+deb13-amd64     quick  5-level page tables   60 passed,  0 failed,  1 skipped  2 min 05 s"
-        );
+        let text = "7.2.12+deb13-amd64     quick  5-level page tables   60 passed,  0 failed,  1 skipped  2 min 05 s";
+        assert_eq!(row.to_string(), text);
+        let again = Row { boots: 2, ..row };
+        assert_eq!(again.to_string(), format!("{text}, 2 boots"));
     }
 }

@@ -236,6 +236,8 @@ pub struct Outcome {
     pub end: End,
     /// The kernel's complaints; empty is good.
     pub findings: Vec<Finding>,
+    /// How often a guest was booted for it; more than once only if one never came up.
+    pub boots: u32,
     /// Run directory: `stdout`, `stderr`, `kernel.log`, `console.log`, `host.log`,
     /// and what the command wrote to it.
     pub dir: PathBuf,
@@ -250,6 +252,11 @@ impl Outcome {
             End::Exited(_) if !self.findings.is_empty() => EXIT_COMPLAINT,
             End::Exited(status) => *status,
         }
+    }
+
+    /// Whether the guest came as far as to start the command.
+    fn came_up(&self) -> bool {
+        self.dir.join("started").exists()
     }
 
     /// The kernel's log: dmesg and what only the console has.
@@ -324,10 +331,19 @@ impl VmOptions {
     ///
     /// Errors: the guest could not be started at all, or Ctrl-C. A guest that
     /// started and then failed is an [`Outcome`].
-    pub fn run(&self, bench: &Bench, command: &[String], streams: Streams) -> Result<Outcome> {
+    pub fn run(&self, bench: &Bench, command: &[String], mut streams: Streams) -> Result<Outcome> {
         let how = accel::choose(bench, self.accel)?;
         let limits = Limits::USUAL.times(bench.series.slowness());
-        self.boot(bench, &how, &limits, command, streams)
+        once_more(how.accel, |first| {
+            if let Some(first) = first {
+                let logs = first.dir.display();
+                streams.say(format_args!(
+                    "{}; logs are in {logs}; booting once more",
+                    first.end
+                ));
+            }
+            self.boot(bench, &how, &limits, command, &mut streams)
+        })
     }
 
     pub(crate) fn boot(
@@ -336,7 +352,7 @@ impl VmOptions {
         how: &Chosen,
         limits: &Limits,
         command: &[String],
-        mut streams: Streams,
+        streams: &mut Streams,
     ) -> Result<Outcome> {
         let dir = new_run_dir(&bench.state_dir())?;
         fs::write(dir.join("guest.sh"), include_str!("guest.sh"))?;
@@ -348,7 +364,7 @@ impl VmOptions {
             "booting {}: {} CPUs, {}, {} ({})",
             bench.release, self.cpus, self.memory, how.accel, how.why
         ));
-        let end = self.supervise(bench, how.accel, limits, &dir, &mut streams);
+        let end = self.supervise(bench, how.accel, limits, &dir, streams);
         // A disk image may be large, and nobody looks at it again.
         let _ = fs::remove_file(dir.join("disk"));
         let end = end?;
@@ -370,7 +386,12 @@ impl VmOptions {
                 times: 1,
             }));
         }
-        Ok(Outcome { end, findings, dir })
+        Ok(Outcome {
+            end,
+            findings,
+            boots: 1,
+            dir,
+        })
     }
 
     /// Starts the guest and follows it to its end.
@@ -570,6 +591,22 @@ fn kernel_words(accel: Accel) -> Vec<String> {
         ]);
     }
     words.into_iter().map(str::to_owned).collect()
+}
+
+/// Boots, and once more if the guest did not come up: an emulated CPU may hang for
+/// good while a stock kernel boots. Nothing of ours has run in such a guest.
+fn once_more(
+    accel: Accel,
+    mut boot: impl FnMut(Option<&Outcome>) -> Result<Outcome>,
+) -> Result<Outcome> {
+    let first = boot(None)?;
+    if accel == Accel::Kvm || first.came_up() {
+        return Ok(first);
+    }
+    Ok(Outcome {
+        boots: 2,
+        ..boot(Some(&first))?
+    })
 }
 
 /// What the guest's taint flags say against a run; missing flags prove nothing.
@@ -887,6 +924,7 @@ mod tests {
         Outcome {
             end,
             findings,
+            boots: 1,
             dir: PathBuf::new(),
         }
     }
@@ -1013,6 +1051,31 @@ mod tests {
             thread::sleep(Duration::from_millis(1));
         }
         guest
+    }
+
+    #[test]
+    fn an_emulated_guest_that_does_not_come_up_is_booted_once_more() {
+        let dir = scratch("once-more");
+        let boots = |accel, up_at| {
+            let (mut count, _) = (0, fs::remove_file(dir.join("started")));
+            let outcome = once_more(accel, |_| {
+                count += 1;
+                if count >= up_at {
+                    fs::write(dir.join("started"), "").unwrap();
+                }
+                Ok(Outcome {
+                    dir: dir.clone(),
+                    ..outcome(End::Broken("dead".into()), 0)
+                })
+            });
+            assert_eq!(outcome.unwrap().boots, count);
+            count
+        };
+        assert_eq!(boots(Accel::Tcg, 1), 1, "it died while the command ran");
+        assert_eq!(boots(Accel::Tcg, 2), 2);
+        assert_eq!(boots(Accel::Tcg, 3), 2);
+        assert_eq!(boots(Accel::Kvm, 2), 1);
+        fs::remove_dir_all(dir).unwrap();
     }
 
     #[test]

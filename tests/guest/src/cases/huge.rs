@@ -348,21 +348,22 @@ fn folio_settings() -> io::Result<[Setting; 2]> {
     ])
 }
 
-/// A mapping of `mib` MiB made of folios of 64 KiB, filled with generation 0.
-pub(super) fn folios_of_64_kib(rng: &mut Rng, mib: usize) -> Outcome<Arena> {
+/// A mapping of `mib` MiB made of folios of 64 KiB, filled with generation 0. While the settings live khugepaged makes no huge
+/// pages of them.
+pub(super) fn folios_of_64_kib(rng: &mut Rng, mib: usize) -> Outcome<(Arena, [Setting; 2])> {
     skip_unless!(
         Path::new(FOLIOS).exists(),
         "no folios of 64 KiB in this kernel (Linux 6.8)"
     );
     let made = || module::read_number(&format!("{FOLIOS}/stats/anon_fault_alloc"));
     let before = made()?;
-    let _settings = folio_settings()?;
+    let settings = folio_settings()?;
     let span = Span::reserve(mib << 20)?;
     span.map(RW, libc::MAP_PRIVATE)?;
     let mut arena = Arena::adopt(rng, span, Want::Zero);
     arena.fill(0);
     require!(made()? > before, "not one folio of 64 KiB was made");
-    Ok(arena)
+    Ok((arena, settings))
 }
 
 /// Folios between a page and a huge page, copied whole and in part, forked, freed and written again: a mapping counted for
@@ -371,8 +372,7 @@ fn large_folios(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut odd = 0;
     for round in 0..4 {
-        let mut arena = folios_of_64_kib(&mut rng, 16)?;
-        let _settings = folio_settings()?;
+        let (mut arena, _settings) = folios_of_64_kib(&mut rng, 16)?;
         // Folios of which a part is gone.
         for page in (7..arena.pages()).step_by(331) {
             arena.part(page..page + 1).advise(libc::MADV_DONTNEED)?;

@@ -14,6 +14,7 @@ use crate::cgroup::Cgroup;
 use crate::ctx::Ctx;
 use crate::hold::{self, Hold};
 use crate::mem::{Arena, Span, Want, PAGE};
+use crate::procfs::Setting;
 use crate::rng::Rng;
 use crate::session::{summary, Session};
 use crate::swap::Swap;
@@ -91,10 +92,13 @@ impl Kind {
         }
     }
 
-    /// Memory whose first chunk is of this kind; its first page is ordinary or in swap.
-    fn arena(self, rng: &mut Rng) -> Outcome<Arena> {
+    /// Memory whose first chunk is of this kind as long as the settings live; its first page is ordinary or in swap.
+    fn arena(self, rng: &mut Rng) -> Outcome<(Arena, Option<[Setting; 2]>)> {
         match self {
-            Self::Folios => return folios_of_64_kib(rng, MIB),
+            Self::Folios => {
+                let (arena, settings) = folios_of_64_kib(rng, MIB)?;
+                return Ok((arena, Some(settings)));
+            }
             Self::Guards => skip_unless!(
                 asyncfork_watch::kernel_since(6, 13)?,
                 "no guard markers in this kernel (Linux 6.13)"
@@ -116,7 +120,7 @@ impl Kind {
                 arena.expect(page..page + 1, Want::Fault);
             }
         }
-        Ok(arena)
+        Ok((arena, None))
     }
 
     fn mark(self, page: Span) -> Outcome {
@@ -300,7 +304,7 @@ fn meet(ctx: &Ctx, way: Way, kind: Kind) -> Outcome {
     let mut rng = ctx.rng();
     let mut brake = Brake::new(ctx, way, &format!("slow-{kind:?}"))?;
     let _swap = (kind == Kind::Swap).then(Swap::new).transpose()?;
-    let mut arena = kind.arena(&mut rng)?;
+    let (mut arena, _settings) = kind.arena(&mut rng)?;
 
     let hold = Hold::new()?;
     let mut fork = ctx.fork();
