@@ -4,6 +4,7 @@
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Shape, CHUNK};
+use crate::require;
 use crate::rng::Rng;
 use crate::session::Ended;
 use crate::verdict::Outcome;
@@ -15,8 +16,8 @@ use std::os::fd::OwnedFd;
 /// Something the parent does to an arena; it keeps the arena's model true.
 pub type Op = fn(&mut Arena, &mut Rng) -> Outcome;
 
-/// Rounds of a racing test.
-const ROUNDS: usize = 6;
+/// Rounds of a racing test, if the race happens in one of them.
+const ROUNDS: u32 = 6;
 
 /// Parks an arena of `shape`, does `op` while the child cannot run, and checks both sides. `hook` must have pulled every
 /// chunk of the arena (`all`) or at least one.
@@ -65,25 +66,53 @@ pub fn expect_stock(ctx: &Ctx, arena: &mut Arena, reason: Reason) -> Outcome {
 
 /// Forks and does `op` while the child copies at the same time, on a fresh arena each round.
 pub fn racing(ctx: &Ctx, op: Op) -> Outcome<String> {
+    prepared_racing(ctx, |_| Ok(()), |arena, rng, ()| op(arena, rng))
+}
+
+/// Like [`racing`]; what takes too long for a race is done before the fork.
+pub fn prepared_racing<T>(
+    ctx: &Ctx,
+    prepare: impl Fn(&Arena) -> Outcome<T>,
+    op: impl Fn(&mut Arena, &mut Rng, T) -> Outcome,
+) -> Outcome<String> {
     let mut rng = ctx.rng();
-    let mut by_parent = 0;
-    for round in 0..ROUNDS {
+    let (rounds, by_parent) = rounds(ctx, ROUNDS, |_| {
         let mut arena = Arena::new(&mut rng, 8)?;
         let chunks = arena.chunks();
+        let prepared = prepare(&arena)?;
         let session = ctx.fork().start(|| arena.verify())?;
         pause(&mut rng);
-        op(&mut arena, &mut rng)?;
+        op(&mut arena, &mut rng, prepared)?;
         let ended = session.finish()?;
-        arena
-            .verify()
-            .map_err(|v| v.at(format!("parent, round {round}")))?;
+        arena.verify().map_err(|v| v.at("parent"))?;
         ended.whole(chunks)?;
-        by_parent += ended.report().map_or(0, |r| r.by_parent);
         arena.span().unmap()?;
-    }
+        Ok(ended.report().map_or(0, |r| r.by_parent))
+    })?;
     Ok(format!(
-        "{ROUNDS} rounds, {by_parent} chunks pulled by the parent"
+        "{rounds} rounds, {by_parent} chunks pulled by the parent"
     ))
+}
+
+/// Runs `count` rounds of a race, and more until it has happened: each says how often it did. A test in whose rounds it never
+/// happens has shown nothing.
+///
+/// Returns the number of rounds and the sum of what they said.
+pub fn rounds(
+    ctx: &Ctx,
+    count: u32,
+    mut round: impl FnMut(u32) -> Outcome<u64>,
+) -> Outcome<(u32, u64)> {
+    let (mut done, mut met) = (0, 0);
+    while done < count || (met == 0 && !ctx.control && done < 5 * count) {
+        met += round(done).map_err(|v| v.at(format!("round {done}")))?;
+        done += 1;
+    }
+    require!(
+        met > 0 || ctx.control,
+        "in {done} rounds both sides never met"
+    );
+    Ok((done, met))
 }
 
 /// Lets the module park what `shape` needs.

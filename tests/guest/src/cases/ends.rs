@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Parent or child ends, in every way, at every moment.
 
-use super::common::pause;
+use super::common::{pause, rounds};
 use super::Test;
 use crate::board::Board;
 use crate::claim;
@@ -113,9 +113,8 @@ fn kill_after_writes(ctx: &Ctx) -> Outcome<String> {
 fn kill_racing(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, MIB)?;
-    let (mut killed, mut aborted) = (0, 0);
-    const ROUNDS: u32 = 24;
-    for round in 0..ROUNDS {
+    let mut killed = 0;
+    let (rounds, aborted) = rounds(ctx, 24, |round| {
         let session = ctx.fork().start(|| arena.verify())?;
         for _ in 0..rng.below(8) {
             pause(&mut rng);
@@ -132,14 +131,12 @@ fn kill_racing(ctx: &Ctx) -> Outcome<String> {
         let ended = session.finish_killed()?;
         ended.parked(CHUNKS)?;
         killed += u32::from(ended.was_killed());
-        aborted += u32::from(ended.report().is_some_and(|r| r.reattached > 0));
-        arena
-            .verify()
-            .map_err(|v| v.at(format!("parent, round {round}")))?;
-    }
-    claim!(killed > 0, "no child was killed in {ROUNDS} rounds");
+        arena.verify().map_err(|v| v.at("parent"))?;
+        Ok(u64::from(ended.report().is_some_and(|r| r.reattached > 0)))
+    })?;
+    claim!(killed > 0, "no child was killed in {rounds} rounds");
     Ok(format!(
-        "{ROUNDS} rounds, {killed} killed, {aborted} of them while chunks were parked"
+        "{rounds} rounds, {killed} killed, {aborted} of them while chunks were parked"
     ))
 }
 
@@ -259,11 +256,15 @@ fn ends_held(ctx: &Ctx, end: End) -> Outcome<String> {
 }
 
 fn ends_racing(ctx: &Ctx, end: End) -> Outcome<String> {
-    for _ in 0..8 {
+    let (rounds, at_exit) = rounds(ctx, 8, |_| {
         let parent = parent_ends(ctx, false, end)?;
-        ctx.ended_session_of(parent)?.whole(CHUNKS)?;
-    }
-    Ok("8 rounds".into())
+        let ended = ctx.ended_session_of(parent)?;
+        ended.whole(CHUNKS)?;
+        Ok(ended.report().map_or(0, |r| r.pulls_by(Hook::Exit)))
+    })?;
+    Ok(format!(
+        "{rounds} rounds, {at_exit} chunks pulled at the end"
+    ))
 }
 
 fn daemonize(ctx: &Ctx) -> Outcome<String> {

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel reads and writes parked memory on the parent's behalf: read, write, O_DIRECT, pipes, futexes, pinned buffers.
 
-use super::common::expect_stock;
+use super::common::{expect_stock, prepared_racing};
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
@@ -51,9 +51,15 @@ pub const TESTS: &[Test] = &[
         Hook::Fault,
         vmsplice_gift,
     ),
-    Test::racing(
+    Test::new(
         "read_into_memory_beside_a_copying_child_disturbs_nobody",
-        read_file,
+        |ctx| {
+            prepared_racing(
+                ctx,
+                |arena| file_of(arena, 1),
+                |arena, _, file| read_from(arena, &file),
+            )
+        },
     ),
     Test::new(
         "o_direct_read_into_parked_memory_leaves_the_child_its_image",
@@ -88,7 +94,12 @@ fn whole(n: isize, len: usize) -> Outcome {
 }
 
 fn read_file(arena: &mut Arena, _: &mut Rng) -> Outcome {
-    let (file, span) = (file_of(arena, 1)?, arena.span());
+    let file = file_of(arena, 1)?;
+    read_from(arena, &file)
+}
+
+fn read_from(arena: &mut Arena, file: &File) -> Outcome {
+    let span = arena.span();
     whole(
         // SAFETY: the buffer is a span, where no Rust object lives.
         unsafe { libc::pread(file.as_raw_fd(), span.ptr(), span.len(), 0) },

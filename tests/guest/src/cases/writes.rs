@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Loads and stores of both sides.
 
-use super::common::pause;
+use super::common::{pause, rounds};
 use super::Test;
 use crate::claim;
 use crate::ctx::Ctx;
@@ -163,9 +163,7 @@ impl Writer {
 
 fn one_instant(ctx: &Ctx) -> Outcome<String> {
     let mut rng = ctx.rng();
-    let mut steps = 0;
-    const ROUNDS: usize = 8;
-    for _ in 0..ROUNDS {
+    let (rounds, steps) = rounds(ctx, 8, |_| {
         let arenas = [Arena::new(&mut rng, 8)?, Arena::new(&mut rng, 8)?];
         let writers = arenas.each_ref().map(|a| Writer {
             span: a.span(),
@@ -179,7 +177,7 @@ fn one_instant(ctx: &Ctx) -> Outcome<String> {
             }
             Ok(sum)
         };
-        steps += std::thread::scope(|scope| -> Outcome<u64> {
+        let steps = std::thread::scope(|scope| -> Outcome<u64> {
             for writer in &writers {
                 scope.spawn(|| writer.run(&stop));
             }
@@ -200,9 +198,10 @@ fn one_instant(ctx: &Ctx) -> Outcome<String> {
         for arena in &arenas {
             arena.span().unmap()?;
         }
-    }
+        Ok(steps)
+    })?;
     Ok(format!(
-        "{ROUNDS} rounds, {steps} chunks pulled by the parent"
+        "{rounds} rounds, {steps} chunks pulled by the parent"
     ))
 }
 
