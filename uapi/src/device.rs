@@ -10,8 +10,8 @@ use core::ffi::CStr;
 use core::fmt;
 use core::mem::ManuallyDrop;
 
-use rustix::fd::{AsFd, IntoRawFd, OwnedFd};
-use rustix::fs::{fstat, open, FileType, Mode, OFlags};
+use rustix::fd::AsFd;
+use rustix::fs::{fstat, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{ioctl, Opcode, Setter, Updater};
 
@@ -19,6 +19,7 @@ use crate::abi::{
     AbiStruct, Arm, Recent, Report, Stats, Version, ABI_VERSION, DEVICE, IOC_ARM, IOC_RECENT,
     IOC_REPORT, IOC_STATS, IOC_VERSION,
 };
+use crate::fd::Fd;
 
 /// Why the device could not be used, and what to do about it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -126,7 +127,7 @@ const fn ioctl_hint(name: IoctlName, errno: Errno) -> &'static str {
             "; this is not the asyncfork device, or its module speaks another ABI than 1; \
              install module and library of the same release"
         }
-        (IoctlName::Arm, Errno::BUSY) => "; this thread is armed already (fork within fork)",
+        (IoctlName::Arm, Errno::BUSY) => "; this descriptor is armed already",
         (IoctlName::Arm, Errno::INVAL) => "; too many helper threads",
         _ => "",
     }
@@ -156,12 +157,17 @@ impl FileId {
             kind: FileType::from_raw_mode(stat.st_mode),
         })
     }
+
+    /// What kind of file it is.
+    pub const fn kind(&self) -> FileType {
+        self.kind
+    }
 }
 
 /// An open device. Serves one thread: arm, fork, report, drop.
 #[derive(Debug)]
 pub struct Device {
-    fd: ManuallyDrop<OwnedFd>,
+    fd: ManuallyDrop<Fd>,
     id: FileId,
 }
 
@@ -180,7 +186,8 @@ impl Device {
     /// [`Error::Open`], [`Error::NotADevice`].
     pub fn open_at(path: &CStr) -> Result<Self, Error> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let fd = ManuallyDrop::new(open(path, flags, Mode::empty()).map_err(Error::Open)?);
+        // Left alone if it is lost already.
+        let fd = ManuallyDrop::new(Fd::open(path, flags, Mode::empty()).map_err(Error::Open)?);
         let Some(id) = FileId::of(&*fd) else {
             return Err(Error::Lost);
         };
@@ -214,11 +221,12 @@ impl Device {
         }
     }
 
-    /// The calling thread's next fork may be asynchronous.
+    /// The calling thread's next fork may be asynchronous. A fork consumes the
+    /// newest ARM of its thread, of whatever device; a thread may have several.
     ///
     /// # Errors
     /// [`Error::Ioctl`]: `INVAL` for unknown flags or too many helpers, `BUSY`
-    /// if the thread or this device is armed already; [`Error::Lost`].
+    /// if this device is armed already; [`Error::Lost`].
     pub fn arm(&self, arm: &Arm) -> Result<(), Error> {
         self.check_ours()?;
         // SAFETY: IOC_ARM is the number of this struct, which the module only reads.
@@ -277,17 +285,14 @@ impl Drop for Device {
             return;
         }
         // SAFETY: `fd` is not used again.
-        let fd = unsafe { ManuallyDrop::take(&mut self.fd) }.into_raw_fd();
-        // Not OwnedFd's drop: libc's close() is a cancellation point.
-        // SAFETY: the descriptor is ours, checked above, and given up here.
-        unsafe { rustix::io::close(fd) };
+        unsafe { ManuallyDrop::drop(&mut self.fd) };
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fd::{AsRawFd, FromRawFd};
+    use rustix::fd::{AsRawFd, FromRawFd, OwnedFd};
 
     #[test]
     fn a_missing_device_says_what_to_do() {
@@ -321,7 +326,7 @@ mod tests {
     fn drop_closes() {
         // No other test here opens this one.
         let device = Device::open_at(c"/dev/zero").unwrap();
-        let path = format!("/proc/self/fd/{}", device.fd.as_raw_fd());
+        let path = format!("/proc/self/fd/{}", device.fd.as_fd().as_raw_fd());
         let id = device.id;
         drop(device);
         // Another test's thread may have the number by now.
@@ -334,7 +339,7 @@ mod tests {
     fn a_reused_descriptor_is_left_alone() {
         let device = Device::open_at(c"/dev/null").unwrap();
         let file = tempfile::tempfile().unwrap();
-        let number = device.fd.as_raw_fd();
+        let number = device.fd.as_fd().as_raw_fd();
         // dup2() puts the file under the device's number atomically, so that
         // no other test's thread can get it.
         // SAFETY: `reused` takes over the number that `device` has lost.

@@ -8,9 +8,13 @@
 //! Times are nanoseconds of `CLOCK_MONOTONIC`, sizes are bytes, a chunk is
 //! what one PTE table maps (2 MiB).
 
+#![cfg_attr(not(test), no_std)]
+
 mod abi;
 mod device;
+mod fd;
 
 pub use abi::*;
 pub use device::{Device, Error, FileId, IoctlName};
+pub use fd::Fd;
 pub use rustix::io::Errno;

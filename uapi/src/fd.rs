@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! Descriptors for use around `fork()`.
+
+use core::ffi::CStr;
+
+use rustix::fd::{AsFd, BorrowedFd, RawFd};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use syscalls::{syscall, Sysno};
+
+const AT_FDCWD: RawFd = -100;
+
+/// An open file, closed when dropped.
+///
+/// By plain system calls. std's `OwnedFd` closes by libc's `close()`, which is a
+/// pthread cancellation point; without std it has assertions that can panic, by
+/// what the compiler knows, and libasyncfork.so is not to have any.
+#[derive(Debug)]
+pub struct Fd(RawFd);
+
+impl Fd {
+    /// Opens a file; a new one gets `mode`.
+    ///
+    /// # Errors
+    /// Those of open(2).
+    pub fn open(path: &CStr, flags: OFlags, mode: Mode) -> Result<Self, Errno> {
+        let (path, flags, mode) = (path.as_ptr(), flags.bits(), mode.bits());
+        // SAFETY: the path is NUL-terminated.
+        let fd = unsafe { syscall!(Sysno::openat, AT_FDCWD, path, flags, mode) }
+            .map_err(|errno| Errno::from_raw_os_error(errno.into_raw()))?;
+        match RawFd::try_from(fd) {
+            Ok(fd) => Ok(Self(fd)),
+            Err(_) => Err(Errno::BADF),
+        }
+    }
+}
+
+impl AsFd for Fd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: open() has made it of a number that fits, so it is none below 0.
+        unsafe { core::hint::assert_unchecked(self.0 >= 0) };
+        // SAFETY: it is open as long as this value lives.
+        unsafe { BorrowedFd::borrow_raw(self.0) }
+    }
+}
+
+impl Drop for Fd {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is given up here.
+        unsafe { rustix::io::close(self.0) };
+    }
+}
