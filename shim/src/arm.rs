@@ -6,19 +6,16 @@
 
 use asyncfork_uapi::{Arm, Device, Error, Outcome, Reason, Report};
 use libc::pid_t;
+use log::{debug, info, log, Level};
 
 use crate::config::{Config, Mode};
-use crate::log::{Level, Logger, Once};
+use crate::log::Once;
 use crate::rss;
 
 /// The library's state in a process that may arm; made once, at load.
 pub struct Shim {
     /// The settings.
     pub config: Config,
-    /// Where to complain.
-    pub log: Logger,
-    /// Bytes.
-    pub page_size: u64,
 }
 
 /// What to do about one fork.
@@ -48,13 +45,8 @@ impl Shim {
     /// Arms the calling thread if it should be.
     pub fn before(&self) -> Plan {
         let min = self.config.min_rss;
-        if let Some(size) = rss::below(min, self.page_size) {
-            self.log.log(
-                Level::Debug,
-                format_args!(
-                    "stock fork: {size} bytes resident, armed from {min} (ASYNCFORK_MIN_RSS)"
-                ),
-            );
+        if let Some(size) = rss::below(min) {
+            debug!("stock fork: {size} bytes resident, armed from {min} (ASYNCFORK_MIN_RSS)");
             return Plan::Stock;
         }
         match self.arm() {
@@ -64,7 +56,7 @@ impl Shim {
     }
 
     fn arm(&self) -> Result<Device, Obstacle> {
-        let device = Device::open_at(&self.config.device)?;
+        let device = Device::open_at(self.config.device.as_c_str())?;
         // Asked each time: the module may have been replaced meanwhile.
         let version = device.check_abi()?;
         if self.config.mode == Mode::Require {
@@ -78,52 +70,44 @@ impl Shim {
         }
         let (wanted, max) = (self.config.helpers, version.max_helpers);
         if wanted > max {
-            self.log.once(
-                Once::Helpers,
-                Level::Warn,
-                format_args!(
-                    "ASYNCFORK_THREADS={wanted} is more than the module allows; using {max}"
-                ),
+            log!(
+                Once::Helpers.level(Level::Warn),
+                "ASYNCFORK_THREADS={wanted} is more than the module allows; using {max}"
             );
         }
-        let min_rss = self.config.min_rss;
         device.arm(&Arm {
             flags: 0,
             helpers: wanted.min(max),
-            min_rss,
+            min_rss: self.config.min_rss,
         })?;
         Ok(device)
     }
 
     /// An obstacle before the fork.
     fn without(&self, obstacle: &Obstacle) -> Plan {
-        let (plan, level, what) = match self.config.mode {
-            Mode::Require => (
-                Plan::Refuse,
-                Level::Error,
-                "fork refused (ASYNCFORK=require)",
-            ),
-            Mode::Auto | Mode::Off => (Plan::Stock, Level::Warn, "stock fork"),
+        let (plan, what) = match self.config.mode {
+            Mode::Require => (Plan::Refuse, "fork refused (ASYNCFORK=require)"),
+            Mode::Auto | Mode::Off => (Plan::Stock, "stock fork"),
         };
         match obstacle {
             Obstacle::Device(error) => {
-                let path = Text(self.config.device.to_bytes());
-                self.log.once(
-                    Once::Device(*error),
-                    level,
-                    format_args!("{what}: {path} {error}"),
-                );
+                let path = &self.config.device;
+                log!(self.level(Once::Device(*error)), "{what}: {path} {error}");
             }
             Obstacle::Module(reason) => {
                 let why = reason.explain();
-                self.log.once(
-                    Once::Stock(*reason),
-                    level,
-                    format_args!("{what}: {reason}: {why}"),
-                );
+                log!(self.level(Once::Stock(*reason)), "{what}: {reason}: {why}");
             }
         }
         plan
+    }
+
+    /// The level of a complaint: once what matters to `ASYNCFORK=require` or not.
+    fn level(&self, key: Once) -> Level {
+        key.level(match self.config.mode {
+            Mode::Require => Level::Error,
+            Mode::Auto | Mode::Off => Level::Warn,
+        })
     }
 
     /// In the parent, after the real fork returned `pid`: what became of it.
@@ -131,77 +115,55 @@ impl Shim {
         match device.report() {
             Ok(report) => self.log_report(&report, pid),
             Err(error) => {
-                let path = Text(self.config.device.to_bytes());
-                self.log.once(
-                    Once::Device(error),
-                    Level::Warn,
-                    format_args!("fork of {pid}, outcome unknown: {path} {error}"),
+                let path = &self.config.device;
+                log!(
+                    Once::Device(error).level(Level::Warn),
+                    "fork of {pid}, outcome unknown: {path} {error}"
                 );
             }
         }
     }
 
+    /// With the child there, all that is left for "require" is to say so.
     fn log_report(&self, report: &Report, pid: pid_t) {
-        if pid < 0 {
-            self.log
-                .log(Level::Debug, format_args!("the fork itself failed"));
-            return;
-        }
-        // Its child exists, so all that is left for "require" is to say so.
-        let level = match self.config.mode {
-            Mode::Require => Level::Error,
-            Mode::Auto | Mode::Off => Level::Warn,
-        };
+        let child = report.child_pid;
         match report.outcome() {
+            // 0: not to be seen from this pid namespace.
+            Outcome::Async if child != pid && child != 0 => log!(
+                self.level(Once::Taken),
+                "stock fork of {pid}: an atfork handler has forked past this library, \
+                 and that fork, of {child}, was asynchronous instead"
+            ),
             Outcome::Async => {
-                self.log.log(
-                    Level::Info,
-                    format_args!(
-                        "async fork of {pid}: session {}, {} chunks parked in {} us, {} copied at once",
-                        report.id,
-                        report.parked,
-                        report.park_ns / 1000,
-                        report.eager
-                    ),
+                let park_us = report.park_ns / 1000;
+                let (id, parked, eager) = (report.id, report.parked, report.eager);
+                info!(
+                    "async fork of {pid}: session {id}, {parked} chunks parked in {park_us} us, \
+                     {eager} copied at once"
                 );
                 if report.cpus == 1 {
-                    self.log.once(
-                        Once::OneCpu,
-                        Level::Warn,
-                        format_args!(
-                            "bound to one CPU: the child copies there as well, before it can move; \
-                             helper threads (ASYNCFORK_THREADS) run elsewhere"
-                        ),
+                    log!(
+                        Once::OneCpu.level(Level::Warn),
+                        "bound to one CPU: the child copies there as well, before it can move; \
+                         helper threads (ASYNCFORK_THREADS) run elsewhere"
                     );
                 }
             }
             Outcome::Stock => {
                 let reason = report.reason();
-                let why = reason.explain();
-                let message = format_args!("stock fork of {pid}: {reason}: {why}");
-                match reason {
+                let level = match reason {
                     // As it should be.
-                    Reason::MinRss => self.log.log(Level::Debug, message),
-                    Reason::Nothing => self.log.log(Level::Info, message),
-                    _ => self.log.once(Once::Stock(reason), level, message),
-                }
+                    Reason::MinRss => Level::Debug,
+                    Reason::Nothing => Level::Info,
+                    _ => self.level(Once::Stock(reason)),
+                };
+                let why = reason.explain();
+                log!(level, "stock fork of {pid}: {reason}: {why}");
             }
-            outcome => self.log.once(
-                Once::Unseen,
-                level,
-                format_args!("stock fork of {pid}: the module did not see it (outcome {outcome})"),
+            outcome => log!(
+                self.level(Once::Unseen),
+                "stock fork of {pid}: the module did not see it (outcome {outcome})"
             ),
         }
-    }
-}
-
-/// Bytes as text, what is not UTF-8 left out.
-struct Text<'a>(&'a [u8]);
-
-impl std::fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0
-            .utf8_chunks()
-            .try_for_each(|chunk| f.write_str(chunk.valid()))
     }
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! `libasyncfork.so`: preloaded into a server, it arms `/dev/asyncfork` around
-//! the server's `fork()`. README.md beside this crate tells how to use it and
-//! which functions it stands before.
+//! What `libasyncfork.so` does around a server's `fork()`: it arms
+//! `/dev/asyncfork`. README.md beside this crate tells how to use it and which
+//! functions it puts its own before; the crate in `so` makes the library of it.
 //!
 //! ```text
 //! fork()
@@ -15,6 +15,7 @@
 //! Around the real fork the library makes plain system calls only: it does not
 //! allocate, lock, touch errno or act on a pending thread cancellation. So
 //! `_Fork` stays async-signal-safe, as POSIX wants it.
+#![cfg_attr(not(test), no_std)]
 #![cfg_attr(
     not(test),
     deny(
@@ -31,66 +32,51 @@
 
 mod arm;
 mod config;
+mod imports;
 mod log;
-mod real;
+mod quiet;
+pub mod real;
 mod rss;
 
-use std::ffi::OsString;
-use std::os::unix::ffi::OsStringExt;
-use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::OnceLock;
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 
+use ::log::{debug, warn};
+use asyncfork_uapi::Fd;
 use libc::pid_t;
+use once_cell::race::OnceRef;
+use rustix::fs::{readlinkat_raw, Mode as FileMode, OFlags, CWD};
 
 use arm::{Plan, Shim};
-use config::{base_name, Config, Mode};
-use log::{Level, Logger};
+use config::{base_name, Mode, Settings};
+use log::{Logger, Text};
 use real::Real;
 
 /// Empty before [`load`] ran and in processes that never arm.
-static SHIM: OnceLock<Shim> = OnceLock::new();
+static SHIM: OnceRef<'static, Shim> = OnceRef::new();
 
-/// fork(2), the page-table copy left to the child if the module agrees.
-///
-/// Any failure to arm is a stock fork; errno is the real call's alone. With
-/// `ASYNCFORK=require` a failure to arm is -1 with errno `ENOSYS`.
-#[cfg_attr(not(test), no_mangle)]
-pub extern "C-unwind" fn fork() -> pid_t {
-    fork_through(&real::FORK)
-}
+static SHIM_PLACE: Place<Shim> = Place::new();
+static LOGGER_PLACE: Place<Logger> = Place::new();
 
-/// glibc's other name for [`fork`].
-#[cfg_attr(not(test), no_mangle)]
-pub extern "C-unwind" fn __fork() -> pid_t {
-    fork_through(&real::FORK)
-}
-
-/// As [`fork`], without atfork handlers; async-signal-safe.
-#[allow(non_snake_case)] // glibc's name
-#[cfg_attr(not(test), no_mangle)]
-pub extern "C-unwind" fn _Fork() -> pid_t {
-    fork_through(&real::UNDERSCORE_FORK)
-}
-
-fn fork_through(real: &Real) -> pid_t {
+/// One of the fork functions, behind whose name `real` is the C library's.
+pub fn fork_through(real: &Real) -> pid_t {
     let Some(real_fork) = real.get() else {
         // A bare clone() would leave the C library's locks and thread ids wrong in the child.
         return refuse();
     };
     let shim = SHIM.get();
-    let plan = shim.map_or(Plan::Stock, |shim| {
-        keep_errno(|| guarded(|| shim.before()).unwrap_or(Plan::Stock))
-    });
-    let device = match plan {
+    let device = match shim.map_or(Plan::Stock, Shim::before) {
         Plan::Stock => None,
         Plan::Armed(device) => Some(device),
         Plan::Refuse => return refuse(),
     };
+    // An atfork handler may end the thread: then nothing below runs, and the
+    // descriptor stays open.
     // SAFETY: the C library's function of this name and type.
     let pid = unsafe { real_fork() };
     if pid > 0 {
         if let (Some(shim), Some(device)) = (shim, &device) {
-            keep_errno(|| guarded(|| shim.after(device, pid)));
+            shim.after(device, pid);
         }
     }
     // Closes; in the child that is all that happens.
@@ -99,100 +85,95 @@ fn fork_through(real: &Real) -> pid_t {
 }
 
 fn refuse() -> pid_t {
-    set_errno(libc::ENOSYS);
+    imports::set_errno(libc::ENOSYS);
     -1
 }
 
-/// `None` if `f` panicked, which it does not: a second line of defence.
-fn guarded<T>(f: impl FnOnce() -> T) -> Option<T> {
-    catch_unwind(AssertUnwindSafe(f)).ok()
-}
-
-fn keep_errno<T>(f: impl FnOnce() -> T) -> T {
-    // SAFETY: the calling thread's errno is always readable.
-    let errno = unsafe { *libc::__errno_location() };
-    let result = f();
-    set_errno(errno);
-    result
-}
-
-fn set_errno(errno: i32) {
-    // SAFETY: the calling thread's errno is always writable.
-    unsafe { *libc::__errno_location() = errno };
-}
-
-/// Reads the settings. Runs when the library is loaded, before `main`; may
-/// allocate.
-#[ctor::ctor(unsafe)]
-fn load() {
-    real::FORK.resolve();
-    real::UNDERSCORE_FORK.resolve();
-    guarded(|| {
-        // This library's own copy of std: the program's hooks are untouched.
-        std::panic::set_hook(Box::new(|_| {}));
-        if let Some(shim) = configure() {
-            // Cannot be set yet: constructors run once.
-            let _ = SHIM.set(shim);
-        }
-    });
+/// Reads the settings. To be called once, when the library is loaded, before `main`.
+pub fn load() {
+    if let Some(shim) = configure() {
+        // SAFETY: the library is loaded once.
+        let shim = unsafe { SHIM_PLACE.put(shim) };
+        let _ = SHIM.set(shim);
+    }
 }
 
 /// The state of a process that may arm, else `None`.
 fn configure() -> Option<Shim> {
-    // SAFETY: a plain query.
-    if unsafe { libc::getauxval(libc::AT_SECURE) } != 0 {
+    if imports::is_secure() {
         // A set-user-ID program must not open files that its caller names.
         return None;
     }
-    let (config, problems) = Config::parse(|name| std::env::var_os(name));
-    let log = Logger::new(config.log, config.log_file.clone());
-    if !matches_program(&config.programs) {
-        log.log(
-            Level::Debug,
-            format_args!("loaded, idle: not in ASYNCFORK_MATCH"),
-        );
+    let settings = Settings::parse(imports::getenv);
+    let level = settings.log;
+    // SAFETY: the library is loaded once.
+    let logger = unsafe { LOGGER_PLACE.put(Logger::new(level, settings.log_file)) };
+    // Cannot be set yet: this copy of the log crate is the library's own.
+    let _ = ::log::set_logger(logger);
+    ::log::set_max_level(level);
+    if !is_named(settings.programs) {
+        debug!("loaded, idle: not in ASYNCFORK_MATCH");
         return None;
     }
-    for problem in &problems {
-        log.log(Level::Warn, format_args!("{problem}"));
+    for problem in &settings.problems {
+        warn!("{problem}");
     }
+    let config = settings.config;
     if config.mode == Mode::Off {
-        log.log(Level::Debug, format_args!("loaded, idle: ASYNCFORK=off"));
+        debug!("loaded, idle: ASYNCFORK=off");
         return None;
     }
-    log.log(
-        Level::Debug,
-        format_args!(
-            "loaded: mode {}, armed from {} bytes, {} helper threads, device {:?}, ABI {}",
-            config.mode.label(),
-            config.min_rss,
-            config.helpers,
-            config.device,
-            asyncfork_uapi::ABI_VERSION,
-        ),
+    debug!(
+        "loaded: mode {}, armed from {} bytes, {} helper threads, device {}, ABI {}",
+        config.mode.label(),
+        config.min_rss,
+        config.helpers,
+        Text(config.device.as_c_str().to_bytes()),
+        asyncfork_uapi::ABI_VERSION,
     );
-    // SAFETY: a plain query.
-    let page_size = u64::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).ok()?;
-    Some(Shim {
-        config,
-        log,
-        page_size,
-    })
+    Some(Shim { config })
 }
 
-/// Is this program named, by its executable or by the name it was started under?
-fn matches_program(programs: &[Vec<u8>]) -> bool {
-    if programs.is_empty() {
+/// Is this program in the list, by its executable or by the name it was started under?
+fn is_named(programs: &[u8]) -> bool {
+    let mut names = config::names(programs).peekable();
+    if names.peek().is_none() {
         return true;
     }
-    let exe = std::fs::read_link("/proc/self/exe").map(|path| OsString::from(path).into_vec());
-    let comm = std::fs::read("/proc/self/comm");
-    programs.iter().any(|program| {
-        // The kernel keeps 15 bytes of the name.
-        let short = program.get(..15).unwrap_or(program);
-        exe.as_ref().is_ok_and(|exe| base_name(exe) == program)
-            || comm
-                .as_ref()
-                .is_ok_and(|comm| comm.trim_ascii_end() == short)
-    })
+    let (mut path, mut name) = ([0; libc::PATH_MAX as usize], [0; 64]);
+    let exe = readlinkat_raw(CWD, c"/proc/self/exe", &mut path).map_or(0, |n| n);
+    let exe = base_name(path.get(..exe).unwrap_or(&[]));
+    let comm = read_comm(&mut name).trim_ascii_end();
+    // The kernel keeps 15 bytes of the name.
+    names.any(|name| exe == name || comm == name.get(..15).unwrap_or(name))
+}
+
+/// /proc/self/comm; empty without /proc.
+fn read_comm(buffer: &mut [u8]) -> &[u8] {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let Ok(file) = Fd::open(c"/proc/self/comm", flags, FileMode::empty()) else {
+        return &[];
+    };
+    let read = rustix::io::read(&file, &mut *buffer).unwrap_or(0);
+    buffer.get(..read).unwrap_or(&[])
+}
+
+/// Where a value is put while the library is loaded, to stay.
+struct Place<T>(UnsafeCell<MaybeUninit<T>>);
+
+// SAFETY: written by put() alone, whose caller sees to it that nobody else has
+// a part in it; what it returns is shared.
+unsafe impl<T: Sync> Sync for Place<T> {}
+
+impl<T> Place<T> {
+    const fn new() -> Self {
+        Self(UnsafeCell::new(MaybeUninit::uninit()))
+    }
+
+    /// # Safety
+    /// To be called once.
+    unsafe fn put(&'static self, value: T) -> &'static T {
+        // SAFETY: the only access, by the contract.
+        unsafe { (*self.0.get()).write(value) }
+    }
 }

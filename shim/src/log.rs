@@ -1,49 +1,34 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Log lines that may be written around `fork()`: from a stack buffer, in one
-//! write(2), never blocking, never into a descriptor of the program's own.
+//! write, never blocking, raising no signal, never into a descriptor of the
+//! program's own.
 //!
 //! The log file is opened for each line and closed again. Standard error is
-//! written to only while descriptor 2 is what it was when the program started,
-//! and only while it takes a line without waiting.
+//! written to only while descriptor 2 is what it was when the program started.
 
-use std::ffi::{CStr, CString};
-use std::fmt::{self, Write as _};
-use std::sync::atomic::{AtomicU64, Ordering};
+use core::fmt::{self, Write as _};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use asyncfork_uapi::{Errno, Error, FileId, IoctlName, Reason};
+use asyncfork_uapi::{Errno, Error, Fd, FileId, IoctlName, Reason};
+use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
-use rustix::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
-use rustix::fs::{open, Mode, OFlags};
-use rustix::stdio::stderr;
+use rustix::fd::{AsFd, BorrowedFd};
+use rustix::fs::{fcntl_getfl, FileType, Mode, OFlags};
+use rustix::io::{pwritev2, IoSlice, ReadWriteFlags};
+use rustix::net::{send, SendFlags};
+use rustix::termios::isatty;
 
-/// How much is logged: messages up to and including this level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Nothing.
-    Off,
-    /// Forks that `ASYNCFORK=require` refused or could not have.
-    Error,
-    /// What an operator should look at, once per reason.
-    Warn,
-    /// Each asynchronous fork, and each that had nothing to park.
-    Info,
-    /// Each fork.
-    Debug,
-}
+use crate::config::PathBuffer;
+use crate::quiet::Quiet;
 
-impl Level {
-    /// All levels, the quietest first.
-    pub const ALL: [Self; 5] = [Self::Off, Self::Error, Self::Warn, Self::Info, Self::Debug];
-
-    /// As written in the environment and in log lines.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Off => "off",
-            Self::Error => "error",
-            Self::Warn => "warn",
-            Self::Info => "info",
-            Self::Debug => "debug",
-        }
+/// A level as written in the environment and in log lines.
+pub const fn label(level: LevelFilter) -> &'static str {
+    match level {
+        LevelFilter::Off => "off",
+        LevelFilter::Error => "error",
+        LevelFilter::Warn => "warn",
+        LevelFilter::Info => "info",
+        LevelFilter::Debug | LevelFilter::Trace => "debug",
     }
 }
 
@@ -56,6 +41,8 @@ pub enum Once {
     Stock(Reason),
     /// The module did not see the fork.
     Unseen,
+    /// Another fork has used the ARM.
+    Taken,
     /// More helper threads asked for than the module allows.
     Helpers,
     /// The program is bound to one CPU.
@@ -70,6 +57,7 @@ impl Once {
             Self::Unseen => 0,
             Self::Helpers => 1,
             Self::OneCpu => 14,
+            Self::Taken => 15,
             Self::Device(error) => match error {
                 Error::Open(Errno::NOENT | Errno::NXIO | Errno::NODEV) => 2,
                 Error::Open(Errno::ACCESS | Errno::PERM) => 3,
@@ -87,80 +75,152 @@ impl Once {
         };
         1u64.wrapping_shl(index)
     }
+
+    /// `level`, or `debug` when this was said before by this process or, before
+    /// the fork, by its parent.
+    pub fn level(self, level: Level) -> Level {
+        static SAID: AtomicU64 = AtomicU64::new(0);
+        let bit = self.bit();
+        if SAID.fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+            level
+        } else {
+            Level::Debug
+        }
+    }
 }
 
-/// Where lines go, and what was said already.
-#[derive(Debug)]
+/// Where lines go.
 pub struct Logger {
-    level: Level,
-    file: Option<CString>,
+    level: LevelFilter,
+    file: Option<PathBuffer>,
     /// Standard error at the start; `None` if it was closed.
     stderr: Option<FileId>,
-    said: AtomicU64,
 }
 
 impl Logger {
     /// A logger that takes descriptor 2, as it is now, for standard error.
-    pub fn new(level: Level, file: Option<CString>) -> Self {
+    pub fn new(level: LevelFilter, file: Option<PathBuffer>) -> Self {
         Self {
             level,
             file,
             stderr: FileId::of(stderr()),
-            said: AtomicU64::new(0),
         }
-    }
-
-    /// Writes one line if `level` is enabled.
-    pub fn log(&self, level: Level, message: fmt::Arguments<'_>) {
-        if level > self.level {
-            return;
-        }
-        let pid = rustix::process::getpid();
-        let mut line = Line::new();
-        // Never an error: Line truncates.
-        let _ = write!(line, "asyncfork[{pid}] {}: {message}", level.label());
-        self.write(line.finish());
-    }
-
-    /// Like [`Logger::log`], at `debug` when `key` was logged before by this
-    /// process or, before the fork, by its parent.
-    pub fn once(&self, key: Once, level: Level, message: fmt::Arguments<'_>) {
-        let bit = key.bit();
-        let first = self.said.fetch_or(bit, Ordering::Relaxed) & bit == 0;
-        self.log(if first { level } else { Level::Debug }, message);
     }
 
     fn write(&self, line: &[u8]) {
         // A file that cannot be opened (chroot, other user) is no reason for silence.
-        if let Some(file) = self.file.as_deref().and_then(open_log) {
-            write_line(file.as_fd(), line);
-            // Not OwnedFd's drop: libc's close() is a cancellation point.
-            // SAFETY: the descriptor was opened above and is given up here.
-            unsafe { rustix::io::close(file.into_raw_fd()) };
-        } else if self.stderr.is_some() && FileId::of(stderr()) == self.stderr {
-            write_line(stderr(), line);
+        if let Some(file) = self.file.as_ref().and_then(open_log) {
+            if let Some(id) = FileId::of(&file) {
+                write_line(file.as_fd(), id.kind(), line);
+            }
+            return;
+        }
+        match FileId::of(stderr()) {
+            Some(id) if Some(id) == self.stderr => write_line(stderr(), id.kind(), line),
+            _ => {}
         }
     }
 }
 
-fn open_log(path: &CStr) -> Option<OwnedFd> {
+impl Log for Logger {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.level() <= self.level
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        if !self.enabled(record.metadata()) {
+            return;
+        }
+        let pid = rustix::process::getpid();
+        let level = label(record.level().to_level_filter());
+        let mut line = Line::new();
+        // Never an error: Line truncates.
+        let _ = write!(line, "asyncfork[{pid}] {level}: {}", record.args());
+        self.write(line.finish());
+    }
+
+    fn flush(&self) {}
+}
+
+fn stderr() -> BorrowedFd<'static> {
+    // SAFETY: if it is closed, what is done with it fails, and if it is another
+    // file by now, FileId tells.
+    unsafe { BorrowedFd::borrow_raw(libc::STDERR_FILENO) }
+}
+
+fn open_log(path: &PathBuffer) -> Option<Fd> {
     let flags = OFlags::WRONLY
         | OFlags::APPEND
         | OFlags::CREATE
         | OFlags::CLOEXEC
         | OFlags::NOCTTY
         | OFlags::NONBLOCK;
-    open(path, flags, Mode::RUSR | Mode::WUSR).ok()
+    Fd::open(path.as_c_str(), flags, Mode::RUSR | Mode::WUSR).ok()
 }
 
-/// One write, or none if it could block or raise SIGPIPE.
-fn write_line(fd: BorrowedFd<'_>, line: &[u8]) {
+/// One write, or none if it could block or raise a signal.
+fn write_line(fd: BorrowedFd<'_>, kind: FileType, line: &[u8]) {
+    let Some(mut quiet) = Quiet::new() else {
+        return;
+    };
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
     let ready = poll(&mut fds, Some(&Timespec::default())).is_ok();
-    let [fd_state] = &fds;
-    if ready && fd_state.revents() == PollFlags::OUT {
+    let [state] = &fds;
+    if !ready || state.revents() != PollFlags::OUT {
+        return;
+    }
+    let written = match kind {
+        FileType::Socket => {
+            // Raises none.
+            let _ = send(fd, line, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+            return;
+        }
+        // Somebody else may fill it after the poll.
+        FileType::Fifo => write_at_once(fd, line),
+        FileType::CharacterDevice if isatty(fd) => write_to_terminal(fd, line),
+        FileType::CharacterDevice | FileType::RegularFile => rustix::io::write(fd, line),
+        // No place for text.
+        _ => return,
+    };
+    if let Err(errno) = written {
         // Nobody to tell.
-        let _ = rustix::io::write(fd, line);
+        quiet.failed(errno);
+    }
+}
+
+/// A write that does not wait, where the kernel has that for pipes (Linux 6.5).
+fn write_at_once(pipe: BorrowedFd<'_>, line: &[u8]) -> rustix::io::Result<usize> {
+    const HERE: u64 = u64::MAX;
+    match pwritev2(pipe, &[IoSlice::new(line)], HERE, ReadWriteFlags::NOWAIT) {
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => rustix::io::write(pipe, line),
+        written => written,
+    }
+}
+
+/// A terminal says that it is ready when it has room for a byte (n_tty_write()), and
+/// a descriptor from elsewhere would wait for the rest: so by one of our own.
+fn write_to_terminal(terminal: BorrowedFd<'_>, line: &[u8]) -> rustix::io::Result<usize> {
+    if fcntl_getfl(terminal)?.contains(OFlags::NONBLOCK) {
+        return rustix::io::write(terminal, line);
+    }
+    // Other descriptors than this one are opened without waiting.
+    let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
+    let again = Fd::open(c"/proc/self/fd/2", flags, Mode::empty())?;
+    if FileId::of(&again) != FileId::of(terminal) {
+        return Err(Errno::BADF);
+    }
+    rustix::io::write(&again, line)
+}
+
+/// Bytes as text; what is not UTF-8, and control characters, left out.
+pub struct Text<'a>(pub &'a [u8]);
+
+impl fmt::Display for Text<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let chars = self.0.utf8_chunks().flat_map(|chunk| chunk.valid().chars());
+        chars
+            .filter(|c| !c.is_control())
+            .try_for_each(|c| f.write_char(c))
     }
 }
 
@@ -238,7 +298,7 @@ mod tests {
 
     #[test]
     fn keys_do_not_share_a_bit() {
-        let mut keys = vec![Once::Unseen, Once::Helpers, Once::OneCpu];
+        let mut keys = vec![Once::Unseen, Once::Taken, Once::Helpers, Once::OneCpu];
         keys.extend(Reason::ALL.iter().map(|&reason| Once::Stock(reason)));
         keys.extend(
             [
@@ -264,23 +324,31 @@ mod tests {
 
     #[test]
     fn a_key_keeps_its_level_once() {
+        for key in [Once::Unseen, Once::Stock(Reason::Pinned)] {
+            assert_eq!(key.level(Level::Warn), Level::Warn);
+            assert_eq!(key.level(Level::Warn), Level::Debug);
+            assert_eq!(key.level(Level::Error), Level::Debug);
+        }
+    }
+
+    #[test]
+    fn the_level_decides_and_lines_name_process_and_level() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
-        let file = CString::new(path.to_str().unwrap()).unwrap();
-        let logger = Logger::new(Level::Warn, Some(file));
-        for _ in 0..3 {
-            logger.once(Once::Unseen, Level::Warn, format_args!("unseen"));
-            logger.once(
-                Once::Stock(Reason::Pinned),
-                Level::Warn,
-                format_args!("pinned"),
-            );
+        let file = PathBuffer::new(path.to_str().unwrap().as_bytes()).unwrap();
+        let logger = Logger::new(LevelFilter::Warn, Some(file));
+        for (level, text) in [
+            (Level::Error, "one"),
+            (Level::Warn, "two"),
+            (Level::Info, "three"),
+        ] {
+            let args = format_args!("{text}");
+            logger.log(&Record::builder().level(level).args(args).build());
         }
-        logger.log(Level::Info, format_args!("quiet"));
         let pid = std::process::id();
         assert_eq!(
             std::fs::read_to_string(path).unwrap(),
-            format!("asyncfork[{pid}] warn: unseen\nasyncfork[{pid}] warn: pinned\n")
+            format!("asyncfork[{pid}] error: one\nasyncfork[{pid}] warn: two\n")
         );
     }
 }

@@ -1,54 +1,62 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The functions that this library stands before.
+//! The functions that this library puts its own before.
 
-use std::ffi::{c_void, CStr};
-use std::ptr;
-use std::sync::atomic::{AtomicPtr, Ordering};
+use core::ffi::CStr;
+use core::mem::transmute;
+use core::num::NonZeroUsize;
 
 use libc::pid_t;
+use once_cell::race::OnceNonZeroUsize;
 
-/// `fork` and `_Fork`. May unwind: an atfork handler may end the thread.
-pub type ForkFn = unsafe extern "C-unwind" fn() -> pid_t;
+use crate::imports::{self, ForkFn};
 
 /// One of the next library's functions.
 pub struct Real {
-    name: &'static CStr,
-    address: AtomicPtr<c_void>,
+    /// The first that there is.
+    names: &'static [&'static CStr],
+    /// What this library puts before it.
+    ours: &'static [OurFn],
+    address: OnceNonZeroUsize,
 }
 
-/// `fork`, and `__fork`, another name of glibc's for the same function.
-pub static FORK: Real = Real::new(c"fork");
-/// `_Fork`, which runs no atfork handlers.
-pub static UNDERSCORE_FORK: Real = Real::new(c"_Fork");
+/// A function of this library.
+pub type OurFn = extern "C" fn() -> pid_t;
 
 impl Real {
-    const fn new(name: &'static CStr) -> Self {
+    /// A function by its names; the functions with these names in this library.
+    pub const fn new(names: &'static [&'static CStr], ours: &'static [OurFn]) -> Self {
         Self {
-            name,
-            address: AtomicPtr::new(ptr::null_mut()),
+            names,
+            ours,
+            address: OnceNonZeroUsize::new(),
         }
     }
 
     /// The function; `None` if no library behind this one has it.
     ///
-    /// Looks it up if [`Real::resolve`] has not run yet, that is when another
-    /// library's constructor forks before ours ran.
+    /// The first call looks it up, which is not async-signal-safe: it is to be
+    /// made when the library is loaded. Another library's constructor may fork
+    /// before that.
     pub fn get(&self) -> Option<ForkFn> {
-        let mut address = self.address.load(Ordering::Acquire);
-        if address.is_null() {
-            address = self.resolve();
-        }
-        // SAFETY: a null pointer is None; any other is the address of a
-        // function of this type by the C library's headers.
-        unsafe { std::mem::transmute::<*mut c_void, Option<ForkFn>>(address) }
+        let address = self
+            .address
+            .get_or_try_init(|| self.look_up().ok_or(()))
+            .ok()?;
+        // SAFETY: look_up() made it of such a function.
+        Some(unsafe { transmute::<usize, ForkFn>(address.get()) })
     }
 
-    /// Looks the function up; null if there is none. Not async-signal-safe.
-    pub fn resolve(&self) -> *mut c_void {
-        // SAFETY: the name is NUL-terminated.
-        let address = unsafe { libc::dlsym(libc::RTLD_NEXT, self.name.as_ptr()) };
-        self.address.store(address, Ordering::Release);
-        address
+    fn look_up(&self) -> Option<NonZeroUsize> {
+        let address = |function: ForkFn| function as usize;
+        // "Next" to another library's dlsym() that comes before this one is this one.
+        let is_ours = |function| self.ours.iter().any(|&o| o as usize == address(function));
+        let mut next = self.names.iter().filter_map(|name| imports::next(name));
+        // glibc before 2.34 has dlsym() in a library of its own. In a program without
+        // that one nobody else can have looked up a fork to put his own before it.
+        let found = next
+            .find(|&function| !is_ours(function))
+            .or_else(imports::libc_fork)?;
+        NonZeroUsize::new(address(found))
     }
 }
 
@@ -56,10 +64,17 @@ impl Real {
 mod tests {
     use super::*;
 
+    extern "C" fn ours() -> pid_t {
+        -1
+    }
+
     #[test]
-    fn a_missing_function_is_none() {
-        let missing = Real::new(c"asyncfork_no_such_function");
-        assert!(missing.get().is_none());
-        assert!(missing.get().is_none());
+    fn the_first_name_that_there_is_counts() {
+        let address = |names| Real::new(names, &[ours]).get().map(|f| f as usize);
+        let fork = address(&[c"fork"]);
+        assert!(fork.is_some());
+        assert_eq!(address(&[c"asyncfork_no_such_function", c"fork"]), fork);
+        let last = imports::libc_fork().map(|f| f as usize);
+        assert_eq!(address(&[c"asyncfork_no_such_function"]), last);
     }
 }

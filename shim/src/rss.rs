@@ -1,26 +1,26 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Is this process large enough? Cheap for the small ones, which are most.
 
-use rustix::fs::{open, Mode, OFlags};
-use std::mem::MaybeUninit;
+use core::mem::MaybeUninit;
 
-use rustix::fd::IntoRawFd;
+use asyncfork_uapi::Fd;
+use rustix::fs::{Mode, OFlags};
+use syscalls::{syscall, Sysno};
+
+/// Bytes; on x86-64, the only architecture that the module is for.
+const PAGE_SIZE: u64 = 4096;
 
 /// Bytes resident if less than `min`, else `None`.
 ///
 /// The peak says for sure that a process is small, in one system call, but
 /// execve() passes a large parent's on: then /proc has the last word, if it is
 /// there. The module applies the same limit itself.
-pub fn below(min: u64, page_size: u64) -> Option<u64> {
+pub fn below(min: u64) -> Option<u64> {
     if min == 0 {
         return None;
     }
     let peak = peak();
-    let size = if peak < min {
-        peak
-    } else {
-        current(page_size)?
-    };
+    let size = if peak < min { peak } else { current()? };
     (size < min).then_some(size)
 }
 
@@ -29,7 +29,7 @@ fn peak() -> u64 {
     let mut usage = MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: getrusage() writes a rusage; zeroes are a valid one, too.
     let usage = unsafe {
-        if libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr()) != 0 {
+        if syscall!(Sysno::getrusage, libc::RUSAGE_SELF, usage.as_mut_ptr()).is_err() {
             // Refused by a seccomp filter: leave it to /proc and the module.
             return u64::MAX;
         }
@@ -41,32 +41,23 @@ fn peak() -> u64 {
 }
 
 /// Resident size from /proc; `None` without /proc.
-fn current(page_size: u64) -> Option<u64> {
-    let fd = open(
-        c"/proc/self/statm",
-        OFlags::RDONLY | OFlags::CLOEXEC,
-        Mode::empty(),
-    )
-    .ok()?;
+fn current() -> Option<u64> {
+    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
+    let file = Fd::open(c"/proc/self/statm", flags, Mode::empty()).ok()?;
     let mut text = [0; 128];
-    let read = rustix::io::read(&fd, &mut text);
-    // Not OwnedFd's drop: libc's close() is a cancellation point.
-    // SAFETY: the descriptor was opened above and is given up here.
-    unsafe { rustix::io::close(fd.into_raw_fd()) };
-    resident_pages(text.get(..read.ok()?)?)?.checked_mul(page_size)
+    let read = rustix::io::read(&file, &mut text).ok()?;
+    resident_pages(text.get(..read)?)?.checked_mul(PAGE_SIZE)
 }
 
 /// The second number of /proc/PID/statm.
 fn resident_pages(statm: &[u8]) -> Option<u64> {
     let field = statm.split(|&b| b == b' ').nth(1)?;
-    std::str::from_utf8(field).ok()?.parse().ok()
+    core::str::from_utf8(field).ok()?.parse().ok()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    const PAGE: u64 = 4096;
 
     #[test]
     fn statm_is_read() {
@@ -74,29 +65,24 @@ mod tests {
         for bad in [&b""[..], b"5000", b"5000 x 3", b"5000 -1 3"] {
             assert_eq!(resident_pages(bad), None);
         }
-        let now = current(PAGE).unwrap();
+        let now = current().unwrap();
         assert!(now > 0 && now <= peak() + (1 << 20), "{now} {}", peak());
     }
 
     #[test]
     fn the_limit_decides() {
-        assert_eq!(below(0, PAGE), None);
-        assert_eq!(below(1, PAGE), None);
-        assert!(below(u64::MAX - 1, PAGE).is_some_and(|size| size > 0));
+        assert_eq!(below(0), None);
+        assert_eq!(below(1), None);
+        assert!(below(u64::MAX - 1).is_some_and(|size| size > 0));
     }
 
     #[test]
     fn memory_given_back_does_not_count() {
-        let limit = current(PAGE).unwrap() + (100 << 20);
+        let limit = current().unwrap() + (100 << 20);
         let block = vec![1u8; 200 << 20];
-        assert_eq!(
-            below(limit, PAGE),
-            None,
-            "{}",
-            std::hint::black_box(&block).len()
-        );
+        assert_eq!(below(limit), None, "{}", std::hint::black_box(&block).len());
         drop(block);
         assert!(peak() > limit);
-        assert!(below(limit, PAGE).is_some());
+        assert!(below(limit).is_some());
     }
 }

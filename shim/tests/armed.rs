@@ -236,7 +236,7 @@ fn a_stolen_descriptor_is_not_touched() {
 }
 
 #[test]
-fn a_fork_in_a_handler_within_fork_is_not_armed_twice() {
+fn a_fork_in_a_handler_within_fork_is_armed_for_itself() {
     let bench = Bench::new();
     let finished = bench
         .program("handler")
@@ -244,10 +244,7 @@ fn a_fork_in_a_handler_within_fork_is_not_armed_twice() {
         .with("ASYNCFORK_DEVICE", "/dev/null")
         .fake_module(&[])
         .succeed_loaded();
-    finished.expect_log(
-        1,
-        "warn: stock fork: /dev/null ARM: EBUSY; this thread is armed already",
-    );
+    finished.expect_log(2, ASYNC).expect_log(0, "warn: ");
     assert_eq!(
         finished.sequence(),
         [
@@ -256,11 +253,42 @@ fn a_fork_in_a_handler_within_fork_is_not_armed_twice() {
             "version",
             ARM,
             "fork armed",
-            "fork",
+            "report",
+            "fork armed",
             "report"
         ],
         "{finished:#?}"
     );
+}
+
+/// The handler has used clone() itself; the pid tells, where it can be seen.
+#[test]
+fn an_asynchronous_fork_of_another_child_is_no_asynchronous_fork() {
+    let other = "child_pid=1";
+    let run = |settings: &[&str], mode| {
+        let bench = Bench::new();
+        let run = bench.program("forks").args(&["times=2", "fork=fork"]);
+        run.with("ASYNCFORK", mode)
+            .fake_module(settings)
+            .succeed_loaded()
+    };
+    run(&[other], "auto")
+        .expect_log(0, ASYNC)
+        .expect_log(2, "that fork, of 1, was asynchronous instead")
+        .expect_log(1, "warn: stock fork of ");
+    run(&[other], "require").expect_log(1, "error: stock fork of ");
+    run(&["child_pid=0"], "require").expect_log(2, ASYNC);
+}
+
+/// It ends in the midst of the library's function.
+#[test]
+fn an_atfork_handler_may_end_its_thread() {
+    for fake in [false, true] {
+        let bench = Bench::new();
+        let run = bench.program("end_thread");
+        let run = if fake { run.fake_module(&[]) } else { run };
+        run.succeed_loaded();
+    }
 }
 
 #[test]

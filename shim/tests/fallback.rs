@@ -4,6 +4,7 @@
 
 mod support;
 
+use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -382,4 +383,43 @@ fn other_ways_to_start_a_process_are_left_alone() {
         .program("others")
         .succeed_loaded()
         .expect_log(1, "stock fork: ");
+}
+
+/// Its symbols are what the others get: whatever the library imported would come from there.
+#[test]
+fn programs_that_lack_or_replace_the_c_librarys_functions_start() {
+    let bench = Bench::new();
+    let no_libc = ["-nostdlib", "-nostartfiles", "-fPIE", "-pie"].map(OsStr::new);
+    let no_libc = bench.compile("no_libc", &no_libc);
+    bench.run(no_libc).succeed();
+    let own = bench.compile("own_strlen", &["-rdynamic".as_ref()]);
+    bench
+        .run(own)
+        .succeed_loaded()
+        .expect_log(1, "stock fork: ");
+}
+
+#[test]
+fn behind_a_library_that_hooks_dlsym_the_fork_is_not_our_own() {
+    let bench = Bench::new();
+    let hook = bench.compile("hook_dlsym", &["-shared".as_ref(), "-fPIC".as_ref()]);
+    bench
+        .program("forks")
+        .args(&["fork=fork"])
+        .preload_first(hook)
+        .succeed_loaded()
+        .expect_stdout("fork gave a child\n")
+        .expect_log(1, "stock fork: ");
+}
+
+/// The line is long: the device has a long name.
+#[test]
+fn a_terminal_with_room_for_a_part_of_a_line_is_not_waited_for() {
+    let bench = Bench::new();
+    bench
+        .program("terminal_room")
+        .args(&["open"])
+        .with("ASYNCFORK_DEVICE", bench.path(&"l".repeat(200)))
+        .without("ASYNCFORK_LOG_FILE")
+        .succeed();
 }

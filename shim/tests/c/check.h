@@ -21,16 +21,24 @@
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
+/* Where failed checks are reported. */
+#ifndef CHECK_FD
+#define CHECK_FD 2
+#endif
+
 #define CHECK(condition)                                                       \
 	do {                                                                   \
 		if (!(condition)) {                                            \
-			dprintf(2, "%s:%d: check failed: %s (errno %d)\n",     \
+			dprintf(CHECK_FD,                                      \
+				"%s:%d: check failed: %s (errno %d)\n",        \
 				__FILE__, __LINE__, #condition, errno);        \
 			_exit(99);                                             \
 		}                                                              \
 	} while (0)
 
-pid_t __fork(void);
+/* Of these a C library may lack one; the library under test has both. */
+pid_t _Fork(void) __attribute__((weak));
+pid_t __fork(void) __attribute__((weak));
 
 /* Waits for a child that must exit with this status. */
 static inline void wait_exit(pid_t pid, int status)

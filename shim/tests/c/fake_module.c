@@ -10,7 +10,9 @@
  * usage: fake_module [name=value]... program [argument]...
  *   calls=FILE        where to write the calls, one a line: "TID what"
  *   preload=FILE      LD_PRELOAD of the program
+ *   root=DIR          its root directory
  *   abi=N max_helpers=N outcome=N reason=N cpus=N enabled=N switched_off=N
+ *   child_pid=N       the child as reported; 0: not to be seen
  *   version_errno=N arm_errno=N report_errno=N
  */
 #define _GNU_SOURCE
@@ -29,8 +31,9 @@
 
 static struct settings {
 	int abi, max_helpers, outcome, reason, cpus, enabled, switched_off;
+	int child_pid;
 	int version_errno, arm_errno, report_errno;
-	const char *calls, *preload;
+	const char *calls, *preload, *root;
 } set = {
 	.abi = ASYNCFORK_ABI_VERSION,
 	.max_helpers = 4,
@@ -40,15 +43,28 @@ static struct settings {
 };
 
 static FILE *calls;
-static pid_t armed[64];		/* threads, 0: free */
+static pid_t armed[64];		/* threads, the last to be armed last */
+static size_t armed_count;
 static int consumed;		/* a fork used an ARM */
 
-static pid_t *armed_slot(pid_t tid)
+static void arm_thread(pid_t tid)
 {
-	for (size_t i = 0; i < sizeof(armed) / sizeof(*armed); i++)
-		if (armed[i] == tid)
-			return &armed[i];
-	return NULL;
+	CHECK(armed_count < sizeof(armed) / sizeof(*armed));
+	armed[armed_count++] = tid;
+}
+
+/* Takes the thread's last ARM, if it has one. */
+static int take_arm(pid_t tid)
+{
+	for (size_t i = armed_count; i > 0; i--) {
+		if (armed[i - 1] != tid)
+			continue;
+		memmove(&armed[i - 1], &armed[i],
+			(armed_count - i) * sizeof(*armed));
+		armed_count--;
+		return 1;
+	}
+	return 0;
 }
 
 static int give(const struct seccomp_notif *req, const void *data, size_t size)
@@ -77,7 +93,6 @@ static int answer_arm(const struct seccomp_notif *req)
 	struct asyncfork_arm arm;
 	struct iovec to = { &arm, sizeof(arm) };
 	struct iovec from = { (void *)(uintptr_t)req->data.args[2], sizeof(arm) };
-	pid_t *slot;
 
 	if (process_vm_readv(req->pid, &to, 1, &from, 1, 0) != sizeof(arm))
 		return EFAULT;
@@ -87,11 +102,7 @@ static int answer_arm(const struct seccomp_notif *req)
 		return set.arm_errno;
 	if (arm.flags || arm.helpers > (unsigned)set.max_helpers)
 		return EINVAL;
-	if (armed_slot(req->pid))
-		return EBUSY;
-	slot = armed_slot(0);
-	CHECK(slot);
-	*slot = req->pid;
+	arm_thread(req->pid);
 	return 0;
 }
 
@@ -105,6 +116,7 @@ static int answer_report(const struct seccomp_notif *req)
 		.park_ns = 170000,
 		.eager = 3,
 		.cpus = set.cpus,
+		.child_pid = set.child_pid,
 	};
 
 	fprintf(calls, "%d report\n", req->pid);
@@ -125,13 +137,10 @@ static int answer_stats(const struct seccomp_notif *req)
 
 static void see_fork(const struct seccomp_notif *req)
 {
-	pid_t *slot = armed_slot(req->pid);
+	int is_armed = take_arm(req->pid);
 
-	fprintf(calls, "%d %s\n", req->pid, slot ? "fork armed" : "fork");
-	if (slot) {
-		*slot = 0;
-		consumed = 1;
-	}
+	fprintf(calls, "%d %s\n", req->pid, is_armed ? "fork armed" : "fork");
+	consumed |= is_armed;
 }
 
 static void answer(int listener)
@@ -145,7 +154,7 @@ static void answer(int listener)
 		return;
 	}
 	resp.id = req.id;
-	if (req.data.nr == SYS_clone) {
+	if (req.data.nr == SYS_clone || req.data.nr == SYS_fork) {
 		see_fork(&req);
 		resp.flags = SECCOMP_USER_NOTIF_FLAG_CONTINUE;
 	} else {
@@ -190,6 +199,8 @@ static int listen_here(void)
 {
 	static const struct sock_filter code[] = {
 		LOAD(nr),
+		SKIP_UNLESS(SYS_fork, 1),	/* musl's */
+		RETURN(SECCOMP_RET_USER_NOTIF),
 		SKIP_UNLESS(SYS_clone, 3),
 		LOAD_ARG(0),
 		SKIP_IF_SET(CLONE_VM, 5),
@@ -264,6 +275,7 @@ static void read_setting(char *argument)
 		{ "outcome", &set.outcome },
 		{ "reason", &set.reason },
 		{ "cpus", &set.cpus },
+		{ "child_pid", &set.child_pid },
 		{ "enabled", &set.enabled },
 		{ "switched_off", &set.switched_off },
 		{ "version_errno", &set.version_errno },
@@ -279,6 +291,10 @@ static void read_setting(char *argument)
 	}
 	if (!strcmp(argument, "preload")) {
 		set.preload = value;
+		return;
+	}
+	if (!strcmp(argument, "root")) {
+		set.root = value;
 		return;
 	}
 	for (size_t i = 0; i < sizeof(numbers) / sizeof(*numbers); i++) {
@@ -311,6 +327,8 @@ int main(int argc, char **argv)
 		close(listener);
 		if (set.preload)
 			CHECK(setenv("LD_PRELOAD", set.preload, 1) == 0);
+		if (set.root)
+			CHECK(chroot(set.root) == 0 && chdir("/") == 0);
 		execvp(*argv, argv);
 		CHECK(!"execvp");
 	}

@@ -10,6 +10,7 @@
  *   deny=ERRNO      from now on fork fails with this errno
  *   fork=NAME       fork, _Fork or __fork; prints the child or the errno
  *   times=N         repeats the next fork
+ *   lacks_Fork      the C library has no _Fork: it is another name of fork
  *
  * A child exits at once with a status that the parent checks.
  */
@@ -24,6 +25,7 @@
 
 static int atfork_runs;		/* prepare, parent and child handlers */
 static int times = 1;
+static int lacks_Fork;
 
 static void count(void)
 {
@@ -34,6 +36,8 @@ static void deny_forks(int err)
 {
 	const struct sock_filter code[] = {
 		LOAD(nr),
+		SKIP_UNLESS(SYS_fork, 1),	/* musl's */
+		RETURN(SECCOMP_RET_ERRNO | err),
 		SKIP_UNLESS(SYS_clone, 3),
 		LOAD_ARG(0),
 		SKIP_IF_SET(CLONE_VM, 1),
@@ -59,7 +63,8 @@ static void fork_once(const char *name)
 	pid_t (*call)(void) = !strcmp(name, "fork") ? fork :
 			      !strcmp(name, "_Fork") ? _Fork :
 			      !strcmp(name, "__fork") ? __fork : NULL;
-	int handlers = !strcmp(name, "_Fork") ? 0 : 2;	/* on each side */
+	/* On each side. */
+	int handlers = !strcmp(name, "_Fork") && !lacks_Fork ? 0 : 2;
 	pid_t parent = getpid();
 	pid_t pid;
 
@@ -111,6 +116,8 @@ int main(int argc, char **argv)
 			argv[i] = argv[0];
 			execv("/proc/self/exe", argv + i);
 			CHECK(!"execv");
+		} else if (!strncmp(argv[i], "lacks_Fork", n)) {
+			lacks_Fork = 1;
 		} else if (!strncmp(argv[i], "full", n)) {
 			use_up_descriptors();
 		} else if (!strncmp(argv[i], "deny", n)) {

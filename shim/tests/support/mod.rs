@@ -2,11 +2,17 @@
 //! Compiles the programs of `tests/c` and runs them under the library.
 #![allow(dead_code)] // each test binary uses its part
 
+pub mod root;
+pub mod server;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+
+use root::{Compiler, Root};
 
 /// A user and group that own nothing.
 pub const NOBODY: u32 = 65534;
@@ -17,19 +23,27 @@ fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/c")
 }
 
-/// The library that cargo built for this test run.
-fn built_library() -> PathBuf {
-    let exe = std::env::current_exe().unwrap();
-    let deps = exe.parent().unwrap();
-    let library = deps.join("libasyncfork.so");
-    assert!(library.is_file(), "{} is missing", library.display());
-    library
+/// The library, built as it ships.
+fn built_library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../scripts/library");
+        let built = Command::new(script)
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
+        assert!(built.status.success(), "scripts/library: {}", built.status);
+        PathBuf::from(String::from_utf8(built.stdout).unwrap().trim_end())
+    })
 }
 
 /// A directory of its own for one test, open to every user, with a copy of
 /// the library: the build directory may be closed to other users.
 pub struct Bench {
     dir: tempfile::TempDir,
+    compiler: Compiler,
+    /// Where programs run, if not on this machine.
+    root: Option<Root>,
 }
 
 impl Bench {
@@ -42,7 +56,11 @@ impl Bench {
         );
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let bench = Self { dir };
+        let bench = Self {
+            dir,
+            compiler: Compiler::default(),
+            root: None,
+        };
         fs::copy(built_library(), bench.library()).unwrap();
         fs::set_permissions(bench.library(), fs::Permissions::from_mode(0o755)).unwrap();
         bench
@@ -56,33 +74,86 @@ impl Bench {
         self.path("libasyncfork.so")
     }
 
+    /// Lets `command` compile the programs, if they are to be of another C library;
+    /// in `root`, if it is there.
+    pub fn compile_by(&mut self, command: &[&str], root: Option<Root>) {
+        self.compiler = Compiler::new(command, root);
+    }
+
+    /// Lets the programs run in `root`.
+    pub fn run_in(&mut self, root: Root) {
+        self.root = Some(root);
+    }
+
+    /// A file of the directory, as programs see it.
+    pub fn seen(&self, name: &str) -> PathBuf {
+        self.seen_in(self.root.as_ref(), name)
+    }
+
+    fn seen_in(&self, root: Option<&Root>, name: &str) -> PathBuf {
+        match root {
+            Some(_) => Path::new(root::BENCH).join(name),
+            None => self.path(name),
+        }
+    }
+
     /// Compiles `tests/c/NAME.c`.
     pub fn compile(&self, name: &str, flags: &[&OsStr]) -> PathBuf {
-        let output = self.path(name);
-        let cc = Command::new("cc")
-            .args([
-                "-std=gnu11",
-                "-g",
-                "-O1",
-                "-pthread",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-            ])
-            .arg("-I")
-            .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("../kmod/uapi"))
+        self.compile_with(&self.compiler, name, flags);
+        self.seen(name)
+    }
+
+    /// The fake module, which always runs on this machine.
+    fn fake_module(&self) -> PathBuf {
+        const NAME: &str = "fake_module";
+        let program = self.path(NAME);
+        if !program.exists() {
+            self.compile_with(&Compiler::default(), NAME, &[]);
+        }
+        program
+    }
+
+    fn compile_with(&self, compiler: &Compiler, name: &str, flags: &[&OsStr]) {
+        let mut all: Vec<&OsStr> = [
+            "-std=gnu11",
+            "-g",
+            "-O1",
+            "-pthread",
+            "-Wall",
+            "-Wextra",
+            "-Werror",
+            "-I",
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../kmod/uapi"),
+        ]
+        .map(OsStr::new)
+        .to_vec();
+        all.extend(flags);
+        self.call_compiler(compiler, name, &all);
+    }
+
+    /// Compiles `tests/c/NAME.c`, which needs nothing but the C library.
+    pub fn compile_simply(&self, name: &str) -> PathBuf {
+        self.call_compiler(&self.compiler, name, &[]);
+        self.seen(name)
+    }
+
+    fn call_compiler(&self, compiler: &Compiler, name: &str, flags: &[&OsStr]) {
+        let mut cc = Command::new(&compiler.command[0]);
+        cc.args(&compiler.command[1..])
             .arg("-o")
-            .arg(&output)
+            .arg(self.seen_in(compiler.root.as_ref(), name))
             .arg(sources().join(format!("{name}.c")))
-            .args(flags)
-            .output()
-            .expect("run cc: install gcc");
+            .args(flags);
+        if let Some(root) = &compiler.root {
+            cc.env("TMPDIR", root::BENCH);
+            root.enter(&mut cc);
+        }
+        let cc = cc.output().expect("run the compiler: install gcc");
         assert!(
             cc.status.success(),
             "cc {name}: {}",
             String::from_utf8_lossy(&cc.stderr)
         );
-        output
     }
 
     /// Compiles a program and prepares a run of it under the library.
@@ -98,12 +169,12 @@ impl Bench {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
             env: Vec::new(),
-            preload: vec![self.library()],
+            preload: vec![self.seen("libasyncfork.so")],
             fake_module: None,
         };
         run.env("ASYNCFORK_LOG", "debug");
-        run.env("ASYNCFORK_LOG_FILE", run.bench.path("log"));
-        run.env("ASYNCFORK_DEVICE", run.bench.path("no-device"));
+        run.env("ASYNCFORK_LOG_FILE", run.bench.seen("log"));
+        run.env("ASYNCFORK_DEVICE", run.bench.seen("no-device"));
         run.env("ASYNCFORK_MIN_RSS", "0");
         run
     }
@@ -156,6 +227,12 @@ impl Run<'_> {
         self
     }
 
+    /// Another library, which comes before ours.
+    pub fn preload_first(mut self, library: PathBuf) -> Self {
+        self.preload.insert(0, library);
+        self
+    }
+
     pub fn no_preload(mut self) -> Self {
         self.preload.clear();
         self
@@ -178,12 +255,19 @@ impl Run<'_> {
                 if !preload.is_empty() {
                     command.env("LD_PRELOAD", preload);
                 }
+                if let Some(root) = &self.bench.root {
+                    root.enter(&mut command);
+                }
                 command
             }
             Some(settings) => {
-                let mut command = Command::new(self.bench.compile("fake_module", &[]));
+                let mut command = Command::new(self.bench.fake_module());
                 command.arg(format!("calls={}", calls.display()));
                 command.arg(format!("preload={preload}"));
+                if let Some(root) = &self.bench.root {
+                    let dir = root.mount_for(&mut command);
+                    command.arg(format!("root={}", dir.display()));
+                }
                 command.args(settings).arg(&self.program);
                 command
             }

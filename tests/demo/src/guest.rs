@@ -137,12 +137,10 @@ pub fn run(options: &Options) -> Result<()> {
     let library = options.library.canonicalize();
     let library = match options.stock_only {
         true => None,
-        false => Some(library.with_context(|| {
-            format!(
-                "{}: run cargo build --release -p asyncfork-shim",
-                options.library.display()
-            )
-        })?),
+        false => Some(
+            library
+                .with_context(|| format!("{}: run scripts/library", options.library.display()))?,
+        ),
     };
     let binary = options.binary();
     let server = Server::start(binary, &dir.0, "server", "dump.rdb", library.as_deref())?;

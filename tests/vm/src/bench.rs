@@ -145,6 +145,14 @@ impl Bench {
     }
 }
 
+/// Makes Debian 11's root, where there is none: tests of the library want its C
+/// libraries (`scripts/libcs`).
+///
+/// Errors: it cannot be made.
+pub fn make_debian11() -> Result<()> {
+    ask(&std::env::current_dir()?, &["debian11"]).map(drop)
+}
+
 /// What `scripts/root` prints.
 fn ask(root: &Path, args: &[&str]) -> Result<String> {
     let script = root.join("scripts/root");
@@ -155,7 +163,7 @@ fn ask(root: &Path, args: &[&str]) -> Result<String> {
         .with_context(|| format!("cannot run {}", script.display()))?;
     if !out.status.success() {
         bail!(
-            "nothing to boot: scripts/root {}: {}",
+            "no root to be had: scripts/root {}: {}",
             args.join(" "),
             out.status
         );

@@ -16,7 +16,7 @@ use nix::sys::signal::{killpg, Signal};
 use nix::unistd::Pid;
 
 use crate::accel::{self, Accel, AccelChoice};
-use crate::bench::{Bench, Series};
+use crate::bench::{make_debian11, Bench, Series};
 use crate::cargo_test;
 use crate::dmesg;
 use crate::interrupt;
@@ -113,8 +113,9 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
     }
     let built = gate.stage(
         "build",
-        "cargo build --release --workspace --exclude asyncfork-vm",
-    )?;
+        "cargo build --release --workspace --exclude asyncfork-vm --exclude asyncfork-so",
+    )? & gate.stage("library", "scripts/library")?
+        & gate.stage("libcs", "scripts/libcs")?;
     let mut suites = Vec::new();
     for bench in &benches {
         let series = bench.series;
@@ -142,8 +143,8 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
     Ok(gate.summary)
 }
 
-/// The kernels asked for, or all that users have. Their guest roots are made side by
-/// side where they are missing.
+/// The kernels asked for, or all that users have. Their guest roots, and that of the
+/// older C libraries, are made side by side where they are missing.
 fn open_benches(kernels: &[Series]) -> Result<Vec<Bench>> {
     let mut wanted = match kernels {
         [] => Series::ALL.to_vec(),
@@ -152,10 +153,12 @@ fn open_benches(kernels: &[Series]) -> Result<Vec<Bench>> {
     wanted.sort();
     wanted.dedup();
     thread::scope(|scope| {
+        let debian11 = scope.spawn(make_debian11);
         let threads: Vec<_> = wanted
             .into_iter()
             .map(|series| scope.spawn(move || Bench::open(series)))
             .collect();
+        debian11.join().expect("making a root does not panic")?;
         threads
             .into_iter()
             .map(|t| t.join().expect("opening a bench does not panic"))

@@ -60,6 +60,22 @@ fn dkms_knows_the_module_by_its_version() {
 }
 
 #[test]
+fn a_root_that_is_only_asked_for_is_not_made() {
+    let dir = std::env::temp_dir().join(format!("asyncfork-root-{}", std::process::id()));
+    fs::create_dir_all(dir.join("scripts")).unwrap();
+    let script = dir.join("scripts/root");
+    fs::copy(repository().join("scripts/root"), &script).unwrap();
+    for name in ["debian11", "6.12"] {
+        let out = bash("bash \"$@\"", &[script.to_str().unwrap(), "--made", name]);
+        let said = String::from_utf8_lossy(&out.stderr);
+        let hint = format!("is missing: scripts/root {name} makes it");
+        assert!(!out.status.success() && said.contains(&hint), "{out:?}");
+    }
+    assert!(!dir.join("target").exists());
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
 fn the_vms_emulator_makes_nothing() {
     // The root of the Debian with QEMU, as if it were QEMU; and no scripts/root at all.
     let dir = std::env::temp_dir().join(format!("asyncfork-qemu-{}", std::process::id()));
