@@ -2,8 +2,10 @@
 /*
  * The device: arm a thread's next fork, report on it
  *
- * An armed thread is found by its task in a hash; the fork takes it out (ARM is
- * one-shot). The armed thread's close disarms, and so does the last one.
+ * ARM is one-shot: the fork takes it. A thread may be armed by several
+ * descriptors, for forks that it makes inside fork() (atfork and signal
+ * handlers): the newest ARM comes first. The armed thread's close takes back
+ * the descriptor's own, and so does the last close.
  */
 #include <linux/file.h>
 #include <linux/fs.h>
@@ -12,6 +14,8 @@
 #include <linux/lockdep.h>
 #include <linux/miscdevice.h>
 #include <linux/module.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/sched/task.h>
@@ -24,28 +28,32 @@
 /**
  * struct af_file - one open descriptor
  * @ref: the descriptor; a fork that has taken the ARM
- * @node: in the hash of armed threads
+ * @node: in the hash of armed threads, while it is the newest ARM of @task
+ * @arms: ring of all ARMs of @task, from each to the one before it
  * @task: armed thread, referenced; NULL: not armed
  * @arm: what it asked for
  * @exec_id: its program: ARM does not outlive an exec
- * @lock: guards @session and @report
+ * @lock: guards @session, @report and @parent_pid
  * @session: last session, pinned
  * @report: of a fork without a session
+ * @parent_pid: its thread group, referenced; NULL: none
  */
 struct af_file {
 	struct kref ref;
 	struct hlist_node node;
+	struct list_head arms;
 	struct task_struct *task;
 	struct asyncfork_arm arm;
 	u32 exec_id;
-	/* Guards session and report. */
+	/* Guards session, report and parent_pid. */
 	spinlock_t lock;
 	struct af_session *session;
 	struct asyncfork_report report;
+	struct pid *parent_pid;
 };
 
-static DEFINE_HASHTABLE(armed, 6);
-static DEFINE_SPINLOCK(armed_lock);	/* guards armed, af_file.task and .arm */
+static DEFINE_HASHTABLE(armed, 6);	/* the newest ARM of each thread */
+static DEFINE_SPINLOCK(armed_lock);	/* guards armed, af_file.node to .exec_id */
 
 static void file_free(struct kref *ref)
 {
@@ -53,9 +61,11 @@ static void file_free(struct kref *ref)
 
 	if (f->session)
 		af_session_unpin(f->session);
+	put_pid(f->parent_pid);
 	kfree(f);
 }
 
+/* The newest ARM of @task: no other is in the hash. */
 static struct af_file *armed_find(struct task_struct *task)
 {
 	struct af_file *f;
@@ -67,16 +77,39 @@ static struct af_file *armed_find(struct task_struct *task)
 	return NULL;
 }
 
+static void armed_add(struct af_file *f)
+{
+	struct af_file *before = armed_find(current);
+
+	INIT_LIST_HEAD(&f->arms);
+	if (before) {
+		hash_del(&before->node);
+		list_add_tail(&f->arms, &before->arms);
+	}
+	hash_add(armed, &f->node, (unsigned long)current);
+	f->task = get_task_struct(current);
+	f->exec_id = current->self_exec_id;
+	af_active_inc();
+}
+
 static void armed_del(struct af_file *f)
 {
+	struct af_file *before = list_next_entry(f, arms);
+
 	lockdep_assert_held(&armed_lock);
-	hash_del(&f->node);
+	/* Only the newest is hashed, and leaves its place to the one before. */
+	if (hash_hashed(&f->node)) {
+		hash_del(&f->node);
+		if (before != f)
+			hash_add(armed, &before->node, (unsigned long)f->task);
+	}
+	list_del(&f->arms);
 	put_task_struct(f->task);
 	f->task = NULL;
 	af_active_dec();
 }
 
-/* The descriptor of current's ARM, taken out of the hash; referenced. */
+/* The descriptor of current's newest ARM, taken from it; referenced. */
 static struct af_file *armed_take(struct asyncfork_arm *arm)
 {
 	struct af_file *f;
@@ -85,6 +118,7 @@ static struct af_file *armed_take(struct asyncfork_arm *arm)
 	f = armed_find(current);
 	if (f) {
 		armed_del(f);
+		/* Of a program before this one? Then so are all older ARMs. */
 		if (f->exec_id == current->self_exec_id)
 			kref_get(&f->ref);
 		else
@@ -190,6 +224,7 @@ void af_device_fork(struct mm_struct *parent, struct mm_struct *child)
 {
 	struct asyncfork_report report = {};
 	struct af_session *s, *old;
+	struct pid *pid = NULL;
 	enum asyncfork_reason reason;
 	struct asyncfork_arm arm;
 	struct af_file *f;
@@ -202,7 +237,7 @@ void af_device_fork(struct mm_struct *parent, struct mm_struct *child)
 	if (!s) {
 		report.outcome = ASYNCFORK_OUTCOME_STOCK;
 		report.reason = reason;
-		report.parent_pid = task_tgid_nr(current);
+		pid = get_task_pid(current, PIDTYPE_TGID);
 		get_task_comm(report.comm, current);
 		af_stats_outcome(ASYNCFORK_OUTCOME_STOCK, reason);
 	}
@@ -212,9 +247,11 @@ void af_device_fork(struct mm_struct *parent, struct mm_struct *child)
 	old = f->session;
 	f->session = s;
 	f->report = report;
+	swap(f->parent_pid, pid);
 	spin_unlock(&f->lock);
 	if (old)
 		af_session_unpin(old);
+	put_pid(pid);
 	kref_put(&f->ref, file_free);
 }
 
@@ -230,7 +267,10 @@ static int dev_open(struct inode *inode, struct file *file)
 	return 0;
 }
 
-/* Any close; a forked child that closes its copy must not disarm the parent. */
+/*
+ * Any close; a forked child that closes its copy must not disarm the parent.
+ * The thread's other descriptors keep their ARMs.
+ */
 static int dev_flush(struct file *file, fl_owner_t id)
 {
 	struct af_file *f = file->private_data;
@@ -278,14 +318,11 @@ static long ioctl_arm(struct af_file *f, void __user *arg)
 		return -EINVAL;
 
 	spin_lock(&armed_lock);
-	if (f->task || armed_find(current)) {
+	if (f->task) {
 		ret = -EBUSY;
 	} else {
 		f->arm = arm;
-		f->task = get_task_struct(current);
-		f->exec_id = current->self_exec_id;
-		hash_add(armed, &f->node, (unsigned long)current);
-		af_active_inc();
+		armed_add(f);
 	}
 	spin_unlock(&armed_lock);
 	if (!ret)
@@ -295,18 +332,20 @@ static long ioctl_arm(struct af_file *f, void __user *arg)
 
 static long ioctl_report(struct af_file *f, void __user *arg)
 {
+	struct pid_namespace *ns = task_active_pid_ns(current);
 	struct asyncfork_report report;
 	struct af_session *s;
 
 	spin_lock(&f->lock);
 	report = f->report;
+	report.parent_pid = pid_nr_ns(f->parent_pid, ns);
 	s = f->session;
 	if (s)
 		af_session_pin(s);
 	spin_unlock(&f->lock);
 
 	if (s) {
-		af_session_report(s, &report);
+		af_session_report(s, ns, &report);
 		af_session_unpin(s);
 	}
 	return copy_to_user(arg, &report, sizeof(report)) ? -EFAULT : 0;

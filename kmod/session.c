@@ -9,6 +9,7 @@
  */
 #include <linux/hash.h>
 #include <linux/module.h>
+#include <linux/pid.h>
 #include <linux/rculist.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
@@ -88,8 +89,12 @@ void af_session_pin(struct af_session *s)
 
 void af_session_unpin(struct af_session *s)
 {
-	if (refcount_dec_and_test(&s->ref))
-		kfree_rcu(s, rcu);
+	if (!refcount_dec_and_test(&s->ref))
+		return;
+	/* Who comes by the hash, under RCU, does not look at these. */
+	put_pid(s->parent_pid);
+	put_pid(s->child_pid);
+	kfree_rcu(s, rcu);
 }
 
 static void child_work(struct callback_head *work)
@@ -180,7 +185,7 @@ struct af_session *af_session_create(struct mm_struct *parent,
 	INIT_DELAYED_WORK(&s->timeout, timeout_work);
 	init_task_work(&s->child_work, child_work);
 	s->forker = current;
-	s->parent_pid = task_tgid_nr(current);
+	s->parent_pid = get_task_pid(current, PIDTYPE_TGID);
 	get_task_comm(s->comm, current);
 	s->cpus = current->nr_cpus_allowed;
 	s->helpers = helpers;
@@ -218,6 +223,7 @@ drop_mms:
 	mmdrop(parent);
 free_session:
 	af_reserve_free(s);
+	put_pid(s->parent_pid);
 	kfree(s);
 put_module:
 	module_put(THIS_MODULE);
@@ -333,7 +339,8 @@ void af_session_forked(struct af_session *s, struct task_struct *child)
 {
 	unsigned int i;
 
-	s->child_pid = task_tgid_nr(child);
+	/* Pairs with af_session_report(), which may look from now on. */
+	smp_store_release(&s->child_pid, get_task_pid(child, PIDTYPE_TGID));
 	WRITE_ONCE(s->forked_ns, ktime_get_ns());
 	set_bit(AF_FORKED, &s->flags);
 	set_bit(AF_FLUSHED, &s->flags);

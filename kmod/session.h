@@ -148,7 +148,7 @@ struct af_session {
 	u64 id;
 	enum asyncfork_reason reason;	/* why nothing was parked */
 	unsigned int helpers;
-	pid_t parent_pid, child_pid;
+	struct pid *parent_pid, *child_pid;	/* thread groups, referenced */
 	char comm[TASK_COMM_LEN];
 	u64 start_ns, park_ns, forked_ns, end_ns;
 	u64 meta_bytes;
@@ -284,7 +284,8 @@ void af_stats_parent_pull(struct af_session *s, unsigned long addr,
 void af_stats_add(struct asyncfork_stats *st, struct af_session *s);
 void af_stats_fill(struct asyncfork_stats *st);
 void af_stats_recent(struct asyncfork_recent *recent);
-void af_session_report(struct af_session *s, struct asyncfork_report *rep);
+void af_session_report(struct af_session *s, struct pid_namespace *ns,
+		       struct asyncfork_report *rep);
 
 /* fault.c; compiled out unless built with AF_FAULTS=1 */
 #ifdef AF_FAULTS

@@ -4,6 +4,8 @@
  * recent sessions
  */
 #include <linux/mm_types.h>
+#include <linux/pid.h>
+#include <linux/pid_namespace.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/timekeeping.h>
@@ -70,7 +72,7 @@ void af_stats_merged(void)
 
 void af_stats_begin(struct af_session *s)
 {
-	trace_asyncfork_begin(s->id, s->parent_pid);
+	trace_asyncfork_begin(s->id, pid_nr(s->parent_pid));
 }
 
 void af_stats_parent_pull(struct af_session *s, unsigned long addr,
@@ -131,10 +133,12 @@ static u64 session_copy_ns(const struct af_session *s)
 
 /**
  * af_session_report - the ABI's view of a session
- * @s: session, referenced
+ * @s: session, pinned
+ * @ns: whose numbers of the processes are wanted; they are 0 where it has none
  * @rep: all fields are filled in
  */
-void af_session_report(struct af_session *s, struct asyncfork_report *rep)
+void af_session_report(struct af_session *s, struct pid_namespace *ns,
+		       struct asyncfork_report *rep)
 {
 	unsigned int i;
 
@@ -144,8 +148,9 @@ void af_session_report(struct af_session *s, struct asyncfork_report *rep)
 	rep->reason = session_reason(s);
 	rep->state = session_state(s);
 	rep->helpers = s->helpers;
-	rep->parent_pid = s->parent_pid;
-	rep->child_pid = s->child_pid;
+	rep->parent_pid = pid_nr_ns(s->parent_pid, ns);
+	/* Pairs with af_session_forked(); NULL until then. */
+	rep->child_pid = pid_nr_ns(smp_load_acquire(&s->child_pid), ns);
 	memcpy(rep->comm, s->comm, sizeof(rep->comm));
 	rep->start_ns = s->start_ns;
 	rep->parked = count(s, AF_N_PARKED);
@@ -195,7 +200,7 @@ void af_stats_end(struct af_session *s)
 	outcome_add(session_outcome(s), session_reason(s));
 	if (count(s, AF_N_PARKED)) {
 		total.aborted += session_aborted(s);
-		af_session_report(s, &ring.entry[ring_next]);
+		af_session_report(s, &init_pid_ns, &ring.entry[ring_next]);
 		ring_next = (ring_next + 1) % ASYNCFORK_RECENT_MAX;
 		if (ring.count < ASYNCFORK_RECENT_MAX)
 			ring.count++;

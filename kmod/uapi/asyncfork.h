@@ -77,8 +77,10 @@ struct asyncfork_version {
 
 /*
  * ASYNCFORK_IOC_ARM: the calling thread's next fork may be asynchronous.
- * EINVAL: unknown flags, too many helpers. EBUSY: thread or descriptor is
- * armed already. Closing the descriptor disarms.
+ * A thread may be armed by several descriptors: a fork consumes the newest ARM,
+ * so one made inside fork(), by an atfork or signal handler, has its own.
+ * Closing a descriptor takes back its own ARM. EINVAL: unknown flags, too many
+ * helpers. EBUSY: the descriptor is armed already.
  */
 struct asyncfork_arm {
 	__u32 flags;			/* none defined yet: must be 0 */
@@ -88,7 +90,10 @@ struct asyncfork_arm {
 
 /*
  * ASYNCFORK_IOC_REPORT: the last fork that consumed this descriptor's ARM.
- * The counters of a running session are a snapshot.
+ * The counters of a running session are a snapshot. The pids are thread group
+ * ids in the caller's pid namespace, also of processes that are gone, and 0
+ * where that does not show them: to the parent, child_pid is what fork()
+ * returned.
  */
 struct asyncfork_report {
 	__u64 id;			/* session number, 0: no session */
@@ -96,8 +101,8 @@ struct asyncfork_report {
 	__u32 reason;			/* enum asyncfork_reason */
 	__u32 state;			/* enum asyncfork_state */
 	__u32 helpers;			/* helper threads started */
-	__s32 parent_pid;		/* thread group ids, init namespace */
-	__s32 child_pid;
+	__s32 parent_pid;
+	__s32 child_pid;		/* 0 also: fork() has not succeeded */
 	char comm[16];			/* the parent's */
 	__u64 start_ns;			/* when parking began */
 	__u64 parked;			/* chunks parked */
@@ -146,7 +151,10 @@ struct asyncfork_stats {
 
 #define ASYNCFORK_RECENT_MAX	32
 
-/* ASYNCFORK_IOC_RECENT: the last sessions that ended, newest first. */
+/*
+ * ASYNCFORK_IOC_RECENT: the last sessions that ended, newest first. Unlike in
+ * REPORT, their pids are those of the init namespace.
+ */
 struct asyncfork_recent {
 	__u64 count;			/* valid entries */
 	struct asyncfork_report entry[ASYNCFORK_RECENT_MAX];

@@ -312,7 +312,8 @@ abi_struct! {
 }
 
 abi_struct! {
-    /// What the caller asks of its next fork.
+    /// What the caller asks of its next fork. A fork consumes the newest ARM of
+    /// its thread.
     pub struct Arm = "asyncfork_arm" {
         /// None defined yet: must be 0.
         pub flags: u32,
@@ -325,7 +326,10 @@ abi_struct! {
 
 abi_struct! {
     /// The last fork that consumed a descriptor's ARM, or a past session.
-    /// The counters of a running session are a snapshot.
+    /// The counters of a running session are a snapshot. The pids are thread
+    /// group ids in the pid namespace of who asked, also of processes that are
+    /// gone, and 0 where that does not show them; in [`Recent`] those of the
+    /// initial namespace.
     pub struct Report = "asyncfork_report" {
         /// Session number, 0: no session.
         pub id: u64,
@@ -337,9 +341,9 @@ abi_struct! {
         pub state: u32,
         /// Helper threads started.
         pub helpers: u32,
-        /// Thread group id in the initial pid namespace.
+        /// The process that forked.
         pub parent_pid: i32,
-        /// Thread group id in the initial pid namespace.
+        /// To the parent, what `fork()` returned; 0 if it has not succeeded.
         pub child_pid: i32,
         /// The parent's name, padded with NULs; see [`Report::comm()`].
         pub comm: [u8; 16],

@@ -16,13 +16,16 @@ mod huge;
 mod inside;
 mod io;
 mod layout;
+mod libcs;
 mod library;
 mod loading;
 mod lock;
 mod memcg;
 mod migrate;
+mod nested;
 mod observe;
 mod partial;
+mod pidns;
 mod poison;
 mod protect;
 mod refork;
@@ -48,6 +51,8 @@ use common::Op;
 /// Every test, by theme.
 pub const TESTS: &[&[Test]] = &[
     device::TESTS,
+    nested::TESTS,
+    pidns::TESTS,
     writes::TESTS,
     unmap::TESTS,
     advise::TESTS,
@@ -77,6 +82,7 @@ pub const TESTS: &[&[Test]] = &[
     freeze::TESTS,
     inside::TESTS,
     library::TESTS,
+    libcs::TESTS,
     selftest::TESTS,
     service::TESTS,
     torture::TESTS,
