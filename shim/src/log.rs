@@ -160,7 +160,7 @@ fn open_log(path: &PathBuffer) -> Option<Fd> {
 
 /// One write, or none if it could block or raise a signal.
 fn write_line(fd: BorrowedFd<'_>, kind: FileType, line: &[u8]) {
-    let Some(mut quiet) = Quiet::new() else {
+    let Some(quiet) = Quiet::new() else {
         return;
     };
     let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::OUT)];
@@ -176,7 +176,7 @@ fn write_line(fd: BorrowedFd<'_>, kind: FileType, line: &[u8]) {
             return;
         }
         // Somebody else may fill it after the poll.
-        FileType::Fifo => write_at_once(fd, line),
+        FileType::Fifo => write_to_pipe(fd, line),
         FileType::CharacterDevice if isatty(fd) => write_to_terminal(fd, line),
         FileType::CharacterDevice | FileType::RegularFile => rustix::io::write(fd, line),
         // No place for text.
@@ -188,11 +188,15 @@ fn write_line(fd: BorrowedFd<'_>, kind: FileType, line: &[u8]) {
     }
 }
 
-/// A write that does not wait, where the kernel has that for pipes (Linux 6.5).
-fn write_at_once(pipe: BorrowedFd<'_>, line: &[u8]) -> rustix::io::Result<usize> {
+/// Without waiting for room: where the kernel can do that to pipes (Linux 6.5), where
+/// we may open it anew, or else after the poll, when there was room.
+fn write_to_pipe(pipe: BorrowedFd<'_>, line: &[u8]) -> rustix::io::Result<usize> {
     const HERE: u64 = u64::MAX;
     match pwritev2(pipe, &[IoSlice::new(line)], HERE, ReadWriteFlags::NOWAIT) {
-        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => rustix::io::write(pipe, line),
+        Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::PERM) => match open_again(pipe) {
+            Ok(again) => rustix::io::write(&again, line),
+            Err(_) => rustix::io::write(pipe, line),
+        },
         written => written,
     }
 }
@@ -203,13 +207,17 @@ fn write_to_terminal(terminal: BorrowedFd<'_>, line: &[u8]) -> rustix::io::Resul
     if fcntl_getfl(terminal)?.contains(OFlags::NONBLOCK) {
         return rustix::io::write(terminal, line);
     }
-    // Other descriptors than this one are opened without waiting.
+    rustix::io::write(open_again(terminal)?, line)
+}
+
+/// Standard error by a descriptor that does not wait. A log file's is one already.
+fn open_again(stderr: BorrowedFd<'_>) -> rustix::io::Result<Fd> {
     let flags = OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOCTTY | OFlags::NONBLOCK;
     let again = Fd::open(c"/proc/self/fd/2", flags, Mode::empty())?;
-    if FileId::of(&again) != FileId::of(terminal) {
+    if FileId::of(&again) != FileId::of(stderr) {
         return Err(Errno::BADF);
     }
-    rustix::io::write(&again, line)
+    Ok(again)
 }
 
 /// Bytes as text; what is not UTF-8, and control characters, left out.

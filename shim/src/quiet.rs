@@ -36,8 +36,9 @@ pub struct Quiet {
 }
 
 impl Quiet {
-    /// `None` if there must be no write: signals cannot be blocked, or one is pending
-    /// already, which could not be told from what a write has raised.
+    /// `None` if there must be no write: signals cannot be blocked, or not taken back
+    /// (seccomp), or one is pending already, which could not be told from what a write
+    /// has raised.
     pub fn new() -> Option<Self> {
         let (blocked, mut mask) = (!FORCED, 0);
         // SAFETY: reads and writes a set of this size each.
@@ -61,27 +62,25 @@ impl Quiet {
                 return None;
             }
         }
-        Some(quiet)
+        // Of no signal, to know that it may be done.
+        take(0).is_ok().then_some(quiet)
     }
 
     /// After a write that failed, and that does raise signals: takes back what it has raised.
-    pub fn failed(&mut self, errno: Errno) {
+    pub fn failed(&self, errno: Errno) {
         let raised = match errno {
-            Errno::PIPE => libc::SIGPIPE,
-            Errno::FBIG => libc::SIGXFSZ,
+            Errno::PIPE => bit(libc::SIGPIPE),
+            Errno::FBIG => bit(libc::SIGXFSZ),
             _ => return,
         };
-        if take(raised).is_err() && discard(raised).is_err() {
-            // Better blocked for good than delivered.
-            self.mask |= bit(raised);
-        }
+        // Not refused: see new().
+        let _ = take(raised);
     }
 }
 
 /// Takes a pending signal, if there is one. What was sent to this thread comes before
 /// what somebody has sent to the process meanwhile.
-fn take(signal: i32) -> Result<(), syscalls::Errno> {
-    let set = bit(signal);
+fn take(set: Set) -> Result<(), syscalls::Errno> {
     let now = libc::timespec {
         tv_sec: 0,
         tv_nsec: 0,
@@ -102,22 +101,6 @@ fn take(signal: i32) -> Result<(), syscalls::Errno> {
         Ok(_) | Err(syscalls::Errno::EAGAIN) => Ok(()),
         Err(errno) => Err(errno),
     }
-}
-
-/// The same where a seccomp filter refuses that: what is ignored does not stay pending.
-fn discard(signal: i32) -> Result<(), syscalls::Errno> {
-    /// The kernel's struct sigaction: handler, flags, restorer, mask.
-    type Action = [usize; 4];
-    let ignore: Action = [libc::SIG_IGN, 0, 0, 0];
-    let mut action: Action = [0; 4];
-    let no_action: *mut Action = core::ptr::null_mut();
-    // SAFETY: reads and writes an action each.
-    unsafe {
-        let (new, old) = (&raw const ignore, &raw mut action);
-        syscall!(Sysno::rt_sigaction, signal, new, old, SIZE)?;
-        syscall!(Sysno::rt_sigaction, signal, old, no_action, SIZE)?;
-    }
-    Ok(())
 }
 
 impl Drop for Quiet {
@@ -163,7 +146,7 @@ mod tests {
         writer.into()
     }
 
-    fn write(quiet: &mut Quiet) {
+    fn write(quiet: &Quiet) {
         let errno = rustix::io::write(broken_pipe(), b"x").unwrap_err();
         assert_eq!(errno, Errno::PIPE);
         assert_ne!(pending() & bit(libc::SIGPIPE), 0, "a write raises it");
@@ -173,27 +156,17 @@ mod tests {
     #[test]
     fn what_a_write_raises_is_taken_back_and_the_mask_put_back() {
         let before = mask();
-        let mut quiet = Quiet::new().unwrap();
+        let quiet = Quiet::new().unwrap();
         assert_eq!(mask() & !FORCED, !FORCED & KERNELS);
-        write(&mut quiet);
+        write(&quiet);
         assert_eq!(pending(), 0);
         drop(quiet);
         assert_eq!(mask(), before);
     }
 
     #[test]
-    fn what_cannot_be_taken_is_discarded() {
-        let quiet = Quiet::new().unwrap();
-        rustix::io::write(broken_pipe(), b"x").unwrap_err();
-        assert_eq!(pending(), bit(libc::SIGPIPE));
-        discard(libc::SIGPIPE).unwrap();
-        assert_eq!(pending(), 0);
-        drop(quiet);
-    }
-
-    #[test]
     fn nothing_is_written_while_one_is_pending() {
-        let mut outer = Quiet::new().unwrap();
+        let outer = Quiet::new().unwrap();
         let before = mask();
         let errno = rustix::io::write(broken_pipe(), b"x").unwrap_err();
         assert!(Quiet::new().is_none());
