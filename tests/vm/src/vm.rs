@@ -45,6 +45,13 @@ const SILENCE: Duration = Duration::from_secs(60);
 const KEEP_RUNS: usize = 20;
 const KEEP_AGE: Duration = Duration::from_secs(4 * 3600);
 
+/// With `--icount`: an instruction takes 2^1 ns of the guest's clock.
+const ICOUNT_SHIFT: u32 = 1;
+/// As many virtual CPUs as give counts that repeat.
+const ICOUNT_CPUS: &str = "1";
+/// One thread does the work of all CPUs, and ends its run at each look at the clock.
+const ICOUNT_SLOWNESS: u32 = 3;
+
 /// The guest's serial console, as QEMU writes it, in the run directory.
 const CONSOLE: &str = "console.log";
 /// And what the programs on the host print.
@@ -82,6 +89,7 @@ pub struct VmOptions {
     pub memory: String,
     /// Virtual CPUs
     #[arg(long, value_name = "N", default_value_t = VmOptions::default().cpus)]
+    #[arg(default_value_if("icount", "true", ICOUNT_CPUS))]
     pub cpus: u32,
     /// 5-level page tables [default: what the emulated or host CPU has]
     #[arg(long)]
@@ -92,6 +100,10 @@ pub struct VmOptions {
     /// What the guest runs on
     #[arg(long, value_enum, default_value_t = VmOptions::default().accel)]
     pub accel: AccelChoice,
+    /// Let the guest's clock count instructions, 2 ns each: software emulation, with one
+    /// virtual CPU unless --cpus says more, which then take turns
+    #[arg(long)]
+    pub icount: bool,
     /// Words for the kernel command line (may be repeated)
     #[arg(long, value_name = "WORDS", allow_hyphen_values = true)]
     pub append: Vec<String>,
@@ -114,6 +126,7 @@ impl Default for VmOptions {
             la57: None,
             cpu: None,
             accel: AccelChoice::Auto,
+            icount: false,
             append: Vec::new(),
             timeout: 1800,
             share: Vec::new(),
@@ -332,8 +345,8 @@ impl VmOptions {
     /// Errors: the guest could not be started at all, or Ctrl-C. A guest that
     /// started and then failed is an [`Outcome`].
     pub fn run(&self, bench: &Bench, command: &[String], mut streams: Streams) -> Result<Outcome> {
-        let how = accel::choose(bench, self.accel)?;
-        let limits = Limits::USUAL.times(bench.series.slowness());
+        let how = accel::choose(bench, self.accel_choice()?)?;
+        let limits = Limits::USUAL.times(self.slowness(bench.series));
         once_more(how.accel, |first| {
             if let Some(first) = first {
                 let logs = first.dir.display();
@@ -344,6 +357,24 @@ impl VmOptions {
             }
             self.boot(bench, &how, &limits, command, &mut streams)
         })
+    }
+
+    /// What to run on; counting instructions takes emulation.
+    fn accel_choice(&self) -> Result<AccelChoice> {
+        ensure!(
+            !(self.icount && self.accel == AccelChoice::Kvm),
+            "--icount counts the instructions of an emulation: it does not go with --accel kvm"
+        );
+        Ok(if self.icount {
+            AccelChoice::Tcg
+        } else {
+            self.accel
+        })
+    }
+
+    /// How many times as long as usual a boot may take.
+    fn slowness(&self, series: Series) -> u32 {
+        series.slowness() * if self.icount { ICOUNT_SLOWNESS } else { 1 }
     }
 
     pub(crate) fn boot(
@@ -487,12 +518,17 @@ impl VmOptions {
         if accel == Accel::Tcg {
             vng.arg("--disable-kvm");
         }
-        for words in kernel_words(accel).iter().chain(&self.append) {
+        for words in kernel_words(accel, self.icount).iter().chain(&self.append) {
             vng.args(["--append", words]);
         }
         let root = bench.root.display();
         vng.arg(format!("--rwdir={GUEST_MOUNTS}/run={}", dir.display()));
-        let mut script = format!("sh {GUEST_MOUNTS}/run/guest.sh {} {root}", self.timeout);
+        // A clock that leaps over idle time, also over waiting for the host, is none to go by:
+        // the host's time limit counts then.
+        let limit = self
+            .timeout
+            .saturating_mul(if self.icount { 1000 } else { 1 });
+        let mut script = format!("sh {GUEST_MOUNTS}/run/guest.sh {limit} {root}");
         for (n, share) in self.share.iter().enumerate() {
             let share = share
                 .canonicalize()
@@ -546,6 +582,11 @@ impl VmOptions {
                 opts.push(format!("-cpu max,-erms,-fsrm{la57}{cpu}"));
             }
         }
+        if self.icount {
+            // One thread for all virtual CPUs is the rule with it. Without sleep=off the clock
+            // would go at the host's pace while the guest is idle.
+            opts.push(format!("-icount shift={ICOUNT_SHIFT},sleep=off"));
+        }
         if self.disk.is_some() {
             opts.push(format!(
                 "-drive if=virtio,format=raw,cache=unsafe,file={}/disk",
@@ -569,7 +610,7 @@ fn check_share(share: &Path, root: &Path) -> Result<()> {
 }
 
 /// Kernel command line of every guest.
-fn kernel_words(accel: Accel) -> Vec<String> {
+fn kernel_words(accel: Accel, icount: bool) -> Vec<String> {
     let mut words = vec![
         // Warnings and worse to the console, not the whole boot. (vng -v says 7.)
         "loglevel=6",
@@ -589,6 +630,10 @@ fn kernel_words(accel: Accel) -> Vec<String> {
             "watchdog_thresh=30",
             "no_timer_check",
         ]);
+    }
+    if icount {
+        // Every boot has the same addresses, and with them the same counts.
+        words.extend(["nokaslr", "norandmaps"]);
     }
     words.into_iter().map(str::to_owned).collect()
 }
@@ -1139,6 +1184,53 @@ mod tests {
                 .any(|env| env == ("ASYNCFORK_QEMU_ROOT".as_ref(), Some(root))),
             "{vng:?}"
         );
+    }
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        vm: VmOptions,
+    }
+
+    fn parsed(words: &str) -> VmOptions {
+        let words = std::iter::once("vm").chain(words.split_whitespace());
+        <Line as clap::Parser>::parse_from(words).vm
+    }
+
+    #[test]
+    fn instructions_are_counted_by_one_emulated_cpu_unless_more_are_asked_for() {
+        assert_eq!((parsed("").cpus, parsed("").icount), (2, false));
+        assert_eq!(parsed("--icount").cpus, 1);
+        assert_eq!(parsed("--icount --cpus 4").cpus, 4);
+        for words in ["--icount", "--icount --accel tcg", "--icount --accel auto"] {
+            assert_eq!(
+                parsed(words).accel_choice().unwrap(),
+                AccelChoice::Tcg,
+                "{words}"
+            );
+        }
+        assert!(parsed("--icount --accel kvm").accel_choice().is_err());
+        assert_eq!(
+            parsed("--accel kvm").accel_choice().unwrap(),
+            AccelChoice::Kvm
+        );
+    }
+
+    #[test]
+    fn only_a_clock_of_instructions_has_words_of_its_own() {
+        let dir = Path::new("/repo/target/vm/run-1-0");
+        let icount = |words| {
+            let opts = parsed(words).qemu_opts(Accel::Tcg, dir).unwrap();
+            opts.into_iter().find(|opt| opt.starts_with("-icount"))
+        };
+        assert_eq!(icount("").as_deref(), None);
+        let wanted = Some("-icount shift=1,sleep=off");
+        assert_eq!(icount("--icount").as_deref(), wanted);
+        let fixed = |icount| {
+            let words = kernel_words(Accel::Tcg, icount);
+            ["nokaslr", "norandmaps"].map(|word| words.iter().any(|w| w == word))
+        };
+        assert_eq!((fixed(false), fixed(true)), ([false; 2], [true; 2]));
     }
 
     #[test]

@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! fork() of large processes, stock and asynchronous in turn.
 
-use super::sample::Sample;
+use super::sample::{Figures, Sample};
 use super::Raw;
+use crate::hold::Hold;
 use crate::mem::{Span, PAGE};
 use crate::module;
 use crate::procfs;
@@ -58,9 +59,19 @@ fn sample(times: &[Times], field: impl Fn(&Times) -> u64) -> Sample {
 }
 
 /// Measures and prints the table.
-pub fn run(sizes: &[usize], mapped: usize, forks: usize, raw: &mut Raw) -> anyhow::Result<()> {
+pub fn run(
+    sizes: &[usize],
+    mapped: usize,
+    forks: usize,
+    figures: Figures,
+    raw: &mut Raw,
+) -> anyhow::Result<()> {
     println!("\n## fork()\n");
-    println!("Milliseconds, median (min-max) of {forks} forks after one warm-up, stock and asynchronous in turn.");
+    let what = match figures {
+        Figures::Times => "Milliseconds, median (min-max)",
+        Figures::Counts => "Instructions, minimum (median, maximum)",
+    };
+    println!("{what} of {forks} forks after one warm-up, stock and asynchronous in turn.");
     println!(
         "\"whole image\": from the call of fork() until the child runs, with all its memory.\n"
     );
@@ -77,15 +88,15 @@ pub fn run(sizes: &[usize], mapped: usize, forks: usize, raw: &mut Raw) -> anyho
             println!("| {name} | left out: {why} |||||||");
             continue;
         }
-        let row = in_process(memory, gib, forks, raw).with_context(|| name.clone())?;
-        print_row(&name, &row);
-        let median = sample(&row.parked, |t| t.fork).median();
+        let row = in_process(memory, gib, forks, figures, raw).with_context(|| name.clone())?;
+        print_row(&name, &row, figures);
+        let best = figures.best(&sample(&row.parked, |t| t.fork));
         match memory {
-            Memory::Touched => largest = Some((name, median)),
-            Memory::Mapped => growth = largest.clone().map(|from| (from, (name, median))),
+            Memory::Touched => largest = Some((name, best)),
+            Memory::Mapped => growth = largest.clone().map(|from| (from, (name, best))),
         }
     }
-    if let Some(((from, small), (to, large))) = growth {
+    if let (Figures::Times, Some(((from, small), (to, large)))) = (figures, growth) {
         let ms = (large as f64 - small as f64) / 1e6;
         println!("\nGrowth of async fork() from {from} to {to}: {ms:+.2} ms.");
     }
@@ -105,30 +116,39 @@ fn does_not_fit(memory: Memory, gib: usize) -> anyhow::Result<Option<String>> {
     Ok((have < need).then(|| format!("needs {need} MiB, {have} MiB are free")))
 }
 
-fn print_row(name: &str, row: &Row) {
+fn print_row(name: &str, row: &Row, figures: Figures) {
     let (stock, parked) = (
         sample(&row.stock, |t| t.fork),
         sample(&row.parked, |t| t.fork),
     );
     let whole = sample(&row.parked, |t| t.child);
-    let ratio = |a: u64, b: u64| a as f64 / b.max(1) as f64;
+    let ratio = |a: &Sample, b: &Sample| figures.best(a) as f64 / figures.best(b).max(1) as f64;
     println!(
-        "| {name} | {stock} | {parked} | {} | {:.0} | {whole} | {:.2} | {} bytes |",
-        sample(&row.parked, |t| t.report.park_ns),
-        ratio(stock.median(), parked.median()),
-        ratio(whole.median(), stock.median()),
+        "| {name} | {} | {} | {} | {:.0} | {} | {:.2} | {} bytes |",
+        figures.show(&stock),
+        figures.show(&parked),
+        figures.show(&sample(&row.parked, |t| t.report.park_ns)),
+        ratio(&stock, &parked),
+        figures.show(&whole),
+        ratio(&whole, &stock),
         row.parked.first().map_or(0, |t| t.report.meta_bytes),
     );
 }
 
 /// Measures in a process of its own, which is the one that forks.
-fn in_process(memory: Memory, gib: usize, forks: usize, raw: &mut Raw) -> anyhow::Result<Row> {
+fn in_process(
+    memory: Memory,
+    gib: usize,
+    forks: usize,
+    figures: Figures,
+    raw: &mut Raw,
+) -> anyhow::Result<Row> {
     let (read, write) = sys::pipe()?;
     // SAFETY: single-threaded; the child only runs measure().
     let pid = cvt(unsafe { libc::fork() })?;
     if pid == 0 {
         drop(read);
-        let result = measure(memory, gib, forks, &mut File::from(write));
+        let result = measure(memory, gib, forks, figures, &mut File::from(write));
         if let Err(e) = &result {
             eprintln!("{e:#}");
         }
@@ -213,7 +233,13 @@ fn parse(line: &str) -> anyhow::Result<Times> {
 }
 
 /// The forking process: makes the memory, forks, writes a line for each fork.
-fn measure(memory: Memory, gib: usize, forks: usize, out: &mut File) -> anyhow::Result<()> {
+fn measure(
+    memory: Memory,
+    gib: usize,
+    forks: usize,
+    figures: Figures,
+    out: &mut File,
+) -> anyhow::Result<()> {
     let span = Span::reserve(gib << 30)?;
     span.map(RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
     span.advise(libc::MADV_NOHUGEPAGE)?;
@@ -227,7 +253,8 @@ fn measure(memory: Memory, gib: usize, forks: usize, out: &mut File) -> anyhow::
     }
     for n in 0..=forks {
         for armed in [false, true] {
-            let mut times = one_fork(armed)?;
+            figures.settle();
+            let mut times = one_fork(armed, figures)?;
             let words: Vec<String> = fields(&mut times).iter().map(ToString::to_string).collect();
             let phase = if n == 0 { "warm-up" } else { "measured" };
             let mode = if armed { "async" } else { "stock" };
@@ -237,8 +264,13 @@ fn measure(memory: Memory, gib: usize, forks: usize, out: &mut File) -> anyhow::
     Ok(())
 }
 
-fn one_fork(armed: bool) -> anyhow::Result<Times> {
+fn one_fork(armed: bool, figures: Figures) -> anyhow::Result<Times> {
     let clock = shared_clock()?;
+    // Whatever else runs on the CPU would be counted too, above all the child.
+    let hold = match figures {
+        Figures::Times => None,
+        Figures::Counts => Some(Hold::new()?),
+    };
     let device = if armed { Some(module::open()?) } else { None };
     if let Some(device) = &device {
         device.arm(&Arm::default()).map_err(module::device_error)?;
@@ -251,6 +283,7 @@ fn one_fork(armed: bool) -> anyhow::Result<Times> {
         clock.store(end, Ordering::SeqCst);
         sys::exit_now(0);
     }
+    drop(hold);
     let pid = cvt(pid)?;
     let exit = sys::wait(pid)?;
     ensure!(exit == Exit::Code(0), "the child ended with {exit:?}");
