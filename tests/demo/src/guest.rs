@@ -5,6 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
+use asyncfork_host::size::parse_size;
 
 use crate::load::{Dataset, Load};
 use crate::machine::{kib_line, meminfo, read, Machine};
@@ -100,17 +101,10 @@ impl Options {
 /// Parses a size such as `512M`.
 fn size(text: &str) -> Result<u64, String> {
     const HINT: &str = "give a size from 64M up, such as 512M or 2G";
-    let (number, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let number: u64 = number.parse().map_err(|_| HINT.to_owned())?;
-    let bytes = number
-        .checked_mul(1 << shift)
-        .filter(|b| (64 << 20..1 << 44).contains(b));
-    bytes.ok_or_else(|| HINT.to_owned())
+    parse_size(text)
+        .ok()
+        .filter(|bytes| (64 << 20..1 << 44).contains(bytes))
+        .ok_or_else(|| HINT.to_owned())
 }
 
 /// Runs the demo and prints its table.

@@ -1,16 +1,13 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel module: load, switch, what it reports, unload.
 
-use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use anyhow::{bail, ensure, Context, Result};
-use asyncfork_uapi::{Device, Outcome, Reason, Report, State, Stats};
+use asyncfork_host::module;
+use asyncfork_uapi::{Outcome, Reason, Report, State, Stats};
 
 use crate::claim;
-
-const SYSFS: &str = "/sys/module/asyncfork";
 
 /// The loaded module; unloaded on drop.
 pub struct Module {
@@ -24,7 +21,7 @@ impl Module {
     /// It is loaded already, or the kernel refuses it.
     pub fn load(file: &Path) -> Result<Self> {
         ensure!(
-            !Path::new(SYSFS).exists(),
+            !module::is_loaded(),
             "a module asyncfork is loaded already: rmmod it first"
         );
         ensure!(
@@ -32,14 +29,15 @@ impl Module {
             "there is no {}: run scripts/kmod",
             file.display()
         );
-        command(
-            "insmod",
-            &[file.to_str().context("the module's path is not text")?],
-        )
-        .context("the kernel log (dmesg) says why the module refused to load")?;
-        let module = Self { loaded: true };
-        Device::open()?.check_abi()?;
-        Ok(module)
+        module::load(file, "").with_context(|| {
+            format!(
+                "cannot load {}; the kernel log (dmesg) says why",
+                file.display()
+            )
+        })?;
+        let loaded = Self { loaded: true };
+        module::open()?.check_abi()?;
+        Ok(loaded)
     }
 
     /// Switches asynchronous forks on or off, for everybody and at once.
@@ -47,8 +45,7 @@ impl Module {
     /// # Errors
     /// An unwritable parameter.
     pub fn set_enabled(&self, on: bool) -> Result<()> {
-        let path = format!("{SYSFS}/parameters/enabled");
-        fs::write(&path, if on { "1" } else { "0" }).with_context(|| format!("writing {path}"))
+        module::set("enabled", u8::from(on)).context("the module's parameter enabled")
     }
 
     /// Totals so far.
@@ -56,7 +53,7 @@ impl Module {
     /// # Errors
     /// A device that does not answer.
     pub fn stats(&self) -> Result<Stats> {
-        Ok(Device::open()?.stats()?)
+        module::stats()
     }
 
     /// Checks that since `before` there was one armed fork and that it was
@@ -101,7 +98,7 @@ impl Module {
             });
             claim!(false, "the fork was not asynchronous: {why}");
         }
-        let recent = Device::open()?.recent()?;
+        let recent = module::open()?.recent()?;
         let Some(report) = recent.entries().first().copied() else {
             bail!("the module counts an asynchronous fork but lists no session");
         };
@@ -129,10 +126,10 @@ impl Module {
     /// It is in use.
     pub fn unload(mut self) -> Result<()> {
         self.loaded = false;
-        command("rmmod", &["asyncfork"])?;
+        module::unload()?;
         claim!(
-            !Path::new(SYSFS).exists(),
-            "the module is still there after rmmod"
+            !module::is_loaded(),
+            "the module is still there after it was unloaded"
         );
         Ok(())
     }
@@ -141,7 +138,7 @@ impl Module {
 impl Drop for Module {
     fn drop(&mut self) {
         if self.loaded {
-            if let Err(e) = command("rmmod", &["asyncfork"]) {
+            if let Err(e) = module::unload() {
                 eprintln!("asyncfork-demo: {e:#}");
             }
         }
@@ -152,21 +149,6 @@ fn check_health(stats: &Stats) -> Result<()> {
     claim!(
         stats.merged == 0 && stats.switched_off == 0 && stats.killed == 0,
         "the module reports an inconsistency, see dmesg: {stats:?}"
-    );
-    Ok(())
-}
-
-fn command(program: &str, args: &[&str]) -> Result<()> {
-    let output = Command::new(program)
-        .args(args)
-        .output()
-        .with_context(|| format!("running {program}: run scripts/setup, and be root in the VM"))?;
-    ensure!(
-        output.status.success(),
-        "{program} {}: {} {}",
-        args.join(" "),
-        output.status,
-        String::from_utf8_lossy(&output.stderr).trim()
     );
     Ok(())
 }

@@ -1,19 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Loading, unloading and setting up the kernel module.
+//! The kernel module under test.
 
 use crate::require;
 use crate::sys;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Outcome, Verdict};
+pub use asyncfork_host::module::device_error;
+use asyncfork_host::{kernel, module};
 use asyncfork_uapi::{Device, Stats};
-use std::ffi::CString;
 use std::fs;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::sync::OnceLock;
-
-const SYSFS: &str = "/sys/module/asyncfork";
 
 /// The module file under test.
 #[derive(Debug, Clone)]
@@ -34,7 +32,7 @@ impl Module {
 
     /// Loads the module; `params` as on insmod's command line.
     pub fn load(&self, params: &str) -> io::Result<()> {
-        if self.injects_faults()? || asyncfork_watch::on_debug_kernel()? {
+        if self.injects_faults()? || kernel::on_debug_kernel()? {
             // They count as untested.
             return self.load_as_it_is(&format!("allow_untested=1 {params}"));
         }
@@ -53,44 +51,17 @@ impl Module {
 
     /// Loads the module with these parameters and no others.
     pub fn load_as_it_is(&self, params: &str) -> io::Result<()> {
-        let file = fs::File::open(&self.ko)?;
-        let params = CString::new(params)?;
-        // SAFETY: descriptor and string live across the call.
-        sys::cvt(unsafe {
-            libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), params.as_ptr(), 0)
-        })
-        .map(drop)
+        module::load(&self.ko, params)
     }
 
     /// One try to unload, as rmmod does: EAGAIN while the module is in use.
     pub fn try_unload(&self) -> io::Result<()> {
-        // SAFETY: a literal C string.
-        sys::cvt(unsafe {
-            libc::syscall(
-                libc::SYS_delete_module,
-                c"asyncfork".as_ptr(),
-                libc::O_NONBLOCK,
-            )
-        })
-        .map(drop)
+        module::try_unload()
     }
 
     /// Unloads; waits for the sessions' references, which a worker drops a moment after their end.
     pub fn unload(&self) -> Outcome {
-        let done = sys::poll_until(|| match self.try_unload() {
-            Ok(()) => Ok(Some(())),
-            Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Ok(None),
-            Err(e) => Err(e),
-        })
-        .at("unload")?;
-        match done {
-            Some(()) => Ok(()),
-            None => Err(Verdict::Failed(format!(
-                "the module cannot be unloaded though nothing uses it: reference count {}",
-                self.refcount()
-                    .map_or_else(|e| e.to_string(), |n| n.to_string())
-            ))),
-        }
+        module::unload().map_err(|e| Verdict::Failed(format!("{e:#}")))
     }
 
     /// Waits until nothing refers to it: sessions that are over may, for a moment.
@@ -102,30 +73,33 @@ impl Module {
 
     /// Whether it is loaded and ready.
     pub fn is_loaded(&self) -> bool {
-        Path::new(SYSFS).join("initstate").exists()
+        module::is_loaded()
     }
 
     /// The module's reference count.
     pub fn refcount(&self) -> io::Result<i64> {
-        read_number(&format!("{SYSFS}/refcnt"))
+        module::refcount()
     }
 
     /// Sets a live parameter.
     pub fn set(&self, name: &str, value: impl ToString) -> io::Result<()> {
-        fs::write(format!("{SYSFS}/parameters/{name}"), value.to_string())
+        module::set(name, value)
     }
 
     /// Reads a parameter.
     pub fn get(&self, name: &str) -> io::Result<String> {
-        Ok(fs::read_to_string(format!("{SYSFS}/parameters/{name}"))?
-            .trim()
-            .to_string())
+        module::get(name)
     }
 
     /// The totals since load.
     pub fn stats(&self) -> Outcome<Stats> {
-        Ok(open()?.stats().map_err(device_error)?)
+        Ok(module::stats()?)
     }
+}
+
+/// Opens the device.
+pub fn open() -> Outcome<Device> {
+    Ok(module::open()?)
 }
 
 /// Loads a module of the distribution.
@@ -136,16 +110,6 @@ pub fn modprobe(name: &str, options: &[&str]) -> Outcome {
     } else {
         Err(Verdict::Skip(format!("modprobe {name}: {status}")))
     }
-}
-
-/// Opens the device.
-pub fn open() -> Outcome<Device> {
-    Device::open().map_err(|e| device_error(e).into())
-}
-
-/// A device error with its hint.
-pub fn device_error(e: asyncfork_uapi::Error) -> anyhow::Error {
-    anyhow::anyhow!("/dev/asyncfork {e}")
 }
 
 /// Reads a file that holds one number.

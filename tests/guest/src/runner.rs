@@ -345,7 +345,7 @@ fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
     }
     drop(write);
 
-    let seconds = match asyncfork_watch::on_debug_kernel()? {
+    let seconds = match asyncfork_host::kernel::on_debug_kernel()? {
         true => CHECKED * WATCHDOG_SECONDS,
         false => WATCHDOG_SECONDS,
     };

@@ -8,10 +8,9 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{ensure, Context, Result};
+use asyncfork_host::kernel::{bad_taint, on_debug_kernel, tainted};
 use asyncfork_uapi::Stats;
-use asyncfork_watch::{
-    adopt_orphans, bad_taint, mark_kernel_log, on_debug_kernel, tainted, Census, StrayTables,
-};
+use asyncfork_watch::{adopt_orphans, mark_kernel_log, Census, StrayTables};
 
 use crate::compare::{Counts, Runs};
 use crate::env::{Env, Unkillable};

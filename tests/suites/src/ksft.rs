@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{ensure, Context, Result};
-use asyncfork_watch::kernel_since;
+use asyncfork_host::kernel::kernel_since;
 
 use crate::env::{Env, Spread};
 use crate::suite::{Case, Fork, Program, Suite, Verdict};

@@ -1,24 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel module under test.
 
-use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context, Result};
-use asyncfork_uapi::{Device, Reason, Stats};
-
-const SRCVERSION: &str = "/sys/module/asyncfork/srcversion";
-/// How long the last references are waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
+use anyhow::{Context, Result};
+use asyncfork_host::module;
+use asyncfork_uapi::{Reason, Stats};
 
 /// Loaded until it is unloaded by name.
 #[derive(Debug)]
 pub struct Module {
     ko: PathBuf,
-    parameters: Vec<String>,
+    parameters: String,
     version: String,
 }
 
@@ -30,12 +23,11 @@ impl Module {
     pub fn load(ko: &Path, parameters: &[String]) -> Result<Self> {
         let mut module = Self {
             ko: ko.to_owned(),
-            parameters: parameters.to_vec(),
+            parameters: parameters.join(" "),
             version: String::new(),
         };
         module.insert()?;
-        let version = fs::read_to_string(SRCVERSION).context(SRCVERSION)?;
-        version.trim().clone_into(&mut module.version);
+        module.version = module::srcversion().context("the module's srcversion")?;
         Ok(module)
     }
 
@@ -45,17 +37,8 @@ impl Module {
     }
 
     fn insert(&self) -> Result<()> {
-        let status = Command::new("insmod")
-            .arg(&self.ko)
-            .args(&self.parameters)
-            .status()
-            .context("cannot run insmod")?;
-        ensure!(
-            status.success(),
-            "insmod {}: {status}; the kernel log says why",
-            self.ko.display()
-        );
-        Ok(())
+        module::load(&self.ko, &self.parameters)
+            .with_context(|| format!("cannot load {}; the kernel log says why", self.ko.display()))
     }
 
     /// Unloads it; waits for sessions to end.
@@ -63,19 +46,7 @@ impl Module {
     /// # Errors
     /// It is still in use after a minute.
     pub fn unload(&self) -> Result<()> {
-        let start = Instant::now();
-        loop {
-            let out = Command::new("rmmod").arg("asyncfork").output()?;
-            if out.status.success() {
-                return Ok(());
-            }
-            ensure!(
-                start.elapsed() < PATIENCE,
-                "the module cannot be unloaded though nothing uses it: {}",
-                String::from_utf8_lossy(&out.stderr).trim()
-            );
-            sleep(Duration::from_millis(20));
-        }
+        module::unload()
     }
 
     /// Gets a fresh one after it has switched itself off.
@@ -92,22 +63,7 @@ impl Module {
     /// # Errors
     /// Sessions that do not end.
     pub fn quiet_stats(&self) -> Result<Stats> {
-        let start = Instant::now();
-        loop {
-            let device = Device::open().map_err(|e| anyhow::anyhow!("/dev/asyncfork {e}"))?;
-            let stats = device
-                .stats()
-                .map_err(|e| anyhow::anyhow!("/dev/asyncfork {e}"))?;
-            if stats.running == 0 {
-                return Ok(stats);
-            }
-            ensure!(
-                start.elapsed() < PATIENCE,
-                "{} sessions still run after the program's processes ended",
-                stats.running
-            );
-            sleep(Duration::from_millis(5));
-        }
+        module::quiet_stats().context("after the program's processes ended")
     }
 }
 

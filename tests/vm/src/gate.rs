@@ -15,13 +15,15 @@ use anyhow::{bail, ensure, Context, Result};
 use nix::sys::signal::{killpg, Signal};
 use nix::unistd::Pid;
 
+use asyncfork_host::size::parse_size;
+
 use crate::accel::{self, Accel, AccelChoice};
 use crate::bench::{make_debian11, Bench, Series};
 use crate::cargo_test;
 use crate::dmesg;
 use crate::interrupt;
 use crate::verdict::{parse_results, Summary, TestResult, Verdict};
-use crate::vm::{host_has_la57, last_lines, parse_size, End, La57, Outcome, Streams, VmOptions};
+use crate::vm::{host_has_la57, last_lines, End, La57, Outcome, Streams, VmOptions};
 
 /// Run all checks and tests: on the host, then in VMs
 #[derive(Debug, Clone, clap::Args)]

@@ -23,6 +23,8 @@ use nix::sys::signal::{killpg, Signal};
 use nix::sys::wait::{waitid, Id, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 
+use asyncfork_host::size::parse_size;
+
 use crate::accel::{self, Accel, AccelChoice, Chosen};
 use crate::bench::{check_path, Bench, Series};
 use crate::dmesg::{self, Finding};
@@ -657,7 +659,7 @@ fn once_more(
 /// What the guest's taint flags say against a run; missing flags prove nothing.
 fn taint(file: impl Fn(&str) -> Option<String>) -> Option<String> {
     match file("tainted").and_then(|flags| flags.trim().parse().ok()) {
-        Some(flags) => asyncfork_watch::bad_taint(flags),
+        Some(flags) => asyncfork_host::kernel::bad_taint(flags),
         None => Some("the guest has left no taint flags".to_owned()),
     }
 }
@@ -945,21 +947,6 @@ pub(crate) fn last_lines(text: &str, count: usize) -> Vec<&str> {
     lines[lines.len().saturating_sub(count)..].to_vec()
 }
 
-/// Bytes in "512M", "2G" or a plain number.
-pub(crate) fn parse_size(text: &str) -> Result<u64> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    digits
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(1 << shift))
-        .filter(|&n| n > 0)
-        .with_context(|| format!("{text:?} is no size; write 512M or 2G"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1231,16 +1218,6 @@ mod tests {
             ["nokaslr", "norandmaps"].map(|word| words.iter().any(|w| w == word))
         };
         assert_eq!((fixed(false), fixed(true)), ([false; 2], [true; 2]));
-    }
-
-    #[test]
-    fn sizes_have_units() {
-        assert_eq!(parse_size("2G").unwrap(), 2 << 30);
-        assert_eq!(parse_size("512M").unwrap(), 512 << 20);
-        assert_eq!(parse_size("4096").unwrap(), 4096);
-        for bad in ["", "G", "-1G", "0", "2T", "99999999999999G"] {
-            assert!(parse_size(bad).is_err(), "{bad:?}");
-        }
     }
 
     #[test]

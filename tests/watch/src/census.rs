@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use crate::kernel_since;
+use asyncfork_host::kernel::kernel_since;
 
 /// How long late frees are waited for.
 const PATIENCE: Duration = Duration::from_secs(60);

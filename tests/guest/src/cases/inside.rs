@@ -100,11 +100,11 @@ impl Kind {
                 return Ok((arena, Some(settings)));
             }
             Self::Guards => skip_unless!(
-                asyncfork_watch::kernel_since(6, 13)?,
+                asyncfork_host::kernel::kernel_since(6, 13)?,
                 "no guard markers in this kernel (Linux 6.13)"
             ),
             Self::Poison => skip_unless!(
-                asyncfork_watch::kernel_since(6, 6)?,
+                asyncfork_host::kernel::kernel_since(6, 6)?,
                 "no UFFDIO_POISON in this kernel (Linux 6.6)"
             ),
             Self::Plain | Self::Swap => {}
@@ -348,7 +348,7 @@ fn meet(ctx: &Ctx, way: Way, kind: Kind) -> Outcome {
 
 fn throttled(ctx: &Ctx) -> Outcome<String> {
     skip_unless!(
-        !asyncfork_watch::kernel_since(6, 18)?,
+        !asyncfork_host::kernel::kernel_since(6, 18)?,
         "throttled tasks go on to user mode here (since Linux 6.18)"
     );
     every_kind(ctx, Way::Throttled)

@@ -10,7 +10,7 @@ use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES, PAGE};
 use crate::rng::Rng;
 use crate::verdict::Outcome;
 use crate::{claim, require, skip_unless};
-use asyncfork_watch::kernel_since;
+use asyncfork_host::kernel::kernel_since;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 

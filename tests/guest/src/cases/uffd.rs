@@ -275,7 +275,7 @@ fn write_protect(ctx: &Ctx) -> Outcome<String> {
 
 /// Since Linux 6.8 whatever is registered may be moved, which does not fault and takes what is parked for a hole.
 fn moves() -> Outcome<bool> {
-    Ok(asyncfork_watch::kernel_since(6, 8)?)
+    Ok(asyncfork_host::kernel::kernel_since(6, 8)?)
 }
 
 fn registered_before(ctx: &Ctx) -> Outcome<String> {

@@ -412,7 +412,7 @@ pub fn expect_sane(stats: Option<&Stats>) -> Outcome {
 
 /// Warnings and the like, as far as the kernel's taint flags tell.
 pub fn expect_untainted() -> Outcome {
-    match asyncfork_watch::bad_taint(asyncfork_watch::tainted()?) {
+    match asyncfork_host::kernel::bad_taint(asyncfork_host::kernel::tainted()?) {
         Some(why) => Err(Verdict::Failed(format!("{why}; its log says of what"))),
         None => Ok(()),
     }
