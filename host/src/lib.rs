@@ -6,3 +6,4 @@
 pub mod kernel;
 pub mod module;
 pub mod size;
+pub mod wait;

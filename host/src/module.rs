@@ -9,15 +9,13 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::thread::sleep;
-use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, bail, Context, Result};
 use asyncfork_uapi::{Device, Stats};
 
+use crate::wait::poll_until;
+
 const SYSFS: &str = "/sys/module/asyncfork";
-/// How long the last references to the module, and sessions, are waited for.
-const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Loads a module file; `parameters` as on insmod's command line.
 ///
@@ -58,20 +56,16 @@ pub fn try_unload() -> io::Result<()> {
 /// # Errors
 /// It is in use for a minute, or not loaded.
 pub fn unload() -> Result<()> {
-    let start = Instant::now();
-    loop {
-        match try_unload() {
-            Ok(()) => return Ok(()),
-            Err(e) if e.raw_os_error() != Some(libc::EAGAIN) => {
-                return Err(e).context("cannot unload the module")
-            }
-            Err(_) if start.elapsed() >= PATIENCE => bail!(
-                "the module cannot be unloaded though nothing uses it: reference count {}",
-                refcount().map_or_else(|e| e.to_string(), |n| n.to_string())
-            ),
-            Err(_) => sleep(Duration::from_millis(1)),
-        }
-    }
+    let unloaded = poll_until(|| match try_unload() {
+        Err(e) if e.raw_os_error() == Some(libc::EAGAIN) => Ok(None),
+        other => other.map(Some),
+    });
+    unloaded
+        .context("cannot unload the module")?
+        .with_context(|| {
+            let count = refcount().map_or_else(|e| e.to_string(), |n| n.to_string());
+            format!("the module cannot be unloaded though nothing uses it: reference count {count}")
+        })
 }
 
 fn check(result: libc::c_long) -> io::Result<()> {
@@ -150,15 +144,9 @@ pub fn stats() -> Result<Stats> {
 /// # Errors
 /// Those of the device; sessions that do not end within a minute.
 pub fn quiet_stats() -> Result<Stats> {
-    let start = Instant::now();
-    loop {
-        let stats = stats()?;
-        if stats.running == 0 {
-            return Ok(stats);
-        }
-        if start.elapsed() >= PATIENCE {
-            bail!("{} sessions still run", stats.running);
-        }
-        sleep(Duration::from_millis(5));
+    let quiet = poll_until(|| -> Result<_> { Ok(Some(stats()?).filter(|s| s.running == 0)) })?;
+    match quiet {
+        Some(stats) => Ok(stats),
+        None => bail!("{} sessions still run", stats()?.running),
     }
 }

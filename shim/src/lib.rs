@@ -39,6 +39,7 @@ pub mod real;
 mod rss;
 
 use core::cell::UnsafeCell;
+use core::ffi::CStr;
 use core::mem::MaybeUninit;
 
 use ::log::{debug, warn};
@@ -49,7 +50,7 @@ use rustix::fs::{readlinkat_raw, Mode as FileMode, OFlags, CWD};
 
 use arm::{Plan, Shim};
 use config::{base_name, Mode, Settings};
-use log::{Logger, Text};
+use log::Logger;
 use real::Real;
 
 /// Empty before [`load`] ran and in processes that never arm.
@@ -128,7 +129,7 @@ fn configure() -> Option<Shim> {
         config.mode.label(),
         config.min_rss,
         config.helpers,
-        Text(config.device.as_c_str().to_bytes()),
+        config.device,
         asyncfork_uapi::ABI_VERSION,
     );
     Some(Shim { config })
@@ -141,21 +142,20 @@ fn is_named(programs: &[u8]) -> bool {
         return true;
     }
     let (mut path, mut name) = ([0; libc::PATH_MAX as usize], [0; 64]);
-    let exe = readlinkat_raw(CWD, c"/proc/self/exe", &mut path).map_or(0, |n| n);
+    let exe = readlinkat_raw(CWD, c"/proc/self/exe", &mut path).unwrap_or(0);
     let exe = base_name(path.get(..exe).unwrap_or(&[]));
-    let comm = read_comm(&mut name).trim_ascii_end();
+    let comm = read_start(c"/proc/self/comm", &mut name)
+        .unwrap_or(&[])
+        .trim_ascii_end();
     // The kernel keeps 15 bytes of the name.
     names.any(|name| exe == name || comm == name.get(..15).unwrap_or(name))
 }
 
-/// /proc/self/comm; empty without /proc.
-fn read_comm(buffer: &mut [u8]) -> &[u8] {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let Ok(file) = Fd::open(c"/proc/self/comm", flags, FileMode::empty()) else {
-        return &[];
-    };
-    let read = rustix::io::read(&file, &mut *buffer).unwrap_or(0);
-    buffer.get(..read).unwrap_or(&[])
+/// What a file begins with; `None` if it cannot be read, as without /proc.
+fn read_start<'a>(path: &CStr, buffer: &'a mut [u8]) -> Option<&'a [u8]> {
+    let file = Fd::open(path, OFlags::RDONLY | OFlags::CLOEXEC, FileMode::empty()).ok()?;
+    let read = rustix::io::read(&file, &mut *buffer).ok()?;
+    buffer.get(..read)
 }
 
 /// Where a value is put while the library is loaded, to stay.

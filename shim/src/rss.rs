@@ -3,9 +3,9 @@
 
 use core::mem::MaybeUninit;
 
-use asyncfork_uapi::Fd;
-use rustix::fs::{Mode, OFlags};
 use syscalls::{syscall, Sysno};
+
+use crate::read_start;
 
 /// Bytes; on x86-64, the only architecture that the module is for.
 const PAGE_SIZE: u64 = 4096;
@@ -42,11 +42,8 @@ fn peak() -> u64 {
 
 /// Resident size from /proc; `None` without /proc.
 fn current() -> Option<u64> {
-    let flags = OFlags::RDONLY | OFlags::CLOEXEC;
-    let file = Fd::open(c"/proc/self/statm", flags, Mode::empty()).ok()?;
     let mut text = [0; 128];
-    let read = rustix::io::read(&file, &mut text).ok()?;
-    resident_pages(text.get(..read)?)?.checked_mul(PAGE_SIZE)
+    resident_pages(read_start(c"/proc/self/statm", &mut text)?)?.checked_mul(PAGE_SIZE)
 }
 
 /// The second number of /proc/PID/statm.

@@ -3,12 +3,10 @@
 
 use core::ffi::CStr;
 
-use rustix::fd::{AsFd, BorrowedFd, RawFd};
-use rustix::fs::{Mode, OFlags};
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use rustix::fs::{Mode, OFlags, CWD};
 use rustix::io::Errno;
 use syscalls::{syscall, Sysno};
-
-const AT_FDCWD: RawFd = -100;
 
 /// An open file, closed when dropped.
 ///
@@ -26,7 +24,7 @@ impl Fd {
     pub fn open(path: &CStr, flags: OFlags, mode: Mode) -> Result<Self, Errno> {
         let (path, flags, mode) = (path.as_ptr(), flags.bits(), mode.bits());
         // SAFETY: the path is NUL-terminated.
-        let fd = unsafe { syscall!(Sysno::openat, AT_FDCWD, path, flags, mode) }
+        let fd = unsafe { syscall!(Sysno::openat, CWD.as_raw_fd(), path, flags, mode) }
             .map_err(|errno| Errno::from_raw_os_error(errno.into_raw()))?;
         match RawFd::try_from(fd) {
             Ok(fd) => Ok(Self(fd)),

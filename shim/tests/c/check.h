@@ -60,8 +60,8 @@ static inline int is_interposed(const char *name)
 	return strstr(info.dli_fname, "libasyncfork.so") != NULL;
 }
 
-/* From here on this filter applies, too. */
-static inline void install_filter(const struct sock_filter *code, size_t n)
+static inline int set_filter(const struct sock_filter *code, size_t n,
+			     unsigned int flags)
 {
 	struct sock_fprog prog = {
 		.len = (unsigned short)n,
@@ -69,7 +69,19 @@ static inline void install_filter(const struct sock_filter *code, size_t n)
 	};
 
 	CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-	CHECK(syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &prog) == 0);
+	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, flags, &prog);
+}
+
+/* From here on this filter applies, too. */
+static inline void install_filter(const struct sock_filter *code, size_t n)
+{
+	CHECK(set_filter(code, n, 0) == 0);
+}
+
+/* Likewise; who has the descriptor, or -1, is asked where the filter says so. */
+static inline int install_listener(const struct sock_filter *code, size_t n)
+{
+	return set_filter(code, n, SECCOMP_FILTER_FLAG_NEW_LISTENER);
 }
 
 #define LOAD(field)                                                            \

@@ -59,14 +59,8 @@ static inline int listen_to_writes(void)
 		RETURN(SECCOMP_RET_ALLOW),
 		RETURN(SECCOMP_RET_USER_NOTIF),
 	};
-	struct sock_fprog prog = {
-		.len = sizeof(code) / sizeof(*code),
-		.filter = (struct sock_filter *)code,
-	};
 
-	CHECK(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-	return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER,
-		       SECCOMP_FILTER_FLAG_NEW_LISTENER, &prog);
+	return install_listener(code, sizeof(code) / sizeof(*code));
 }
 
 /* From here on. */

@@ -7,11 +7,12 @@ use crate::hold;
 use crate::module::{self, Module};
 use crate::rng::Rng;
 use crate::session::{Ended, Fork};
+use crate::skip_unless;
 use crate::sys;
 use crate::verdict::{Outcome, Verdict};
 use asyncfork_uapi::{Report, Stats};
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A test's surroundings.
 pub struct Ctx {
@@ -40,6 +41,13 @@ impl Ctx {
     /// An armed fork, to be refined.
     pub fn fork(&self) -> Fork<'_> {
         Fork::new(self)
+    }
+
+    /// libasyncfork.so; skips the test where there is none.
+    pub fn library(&self) -> Outcome<&Path> {
+        skip_unless!(!self.shim.as_os_str().is_empty(), "no --shim given");
+        skip_unless!(self.shim.exists(), "{} does not exist", self.shim.display());
+        Ok(&self.shim)
     }
 
     /// The module's totals; zeros when there is no module.

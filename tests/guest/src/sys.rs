@@ -6,6 +6,8 @@ use std::io;
 use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::Path;
 
+pub use asyncfork_host::wait::poll_until;
+
 /// Turns the C convention "negative is an error, see errno" into a `Result`.
 pub fn cvt<T: Default + PartialOrd>(ret: T) -> io::Result<T> {
     if ret < T::default() {
@@ -189,19 +191,5 @@ pub fn now_ns() -> u64 {
         let mut t: libc::timespec = std::mem::zeroed();
         libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut t);
         t.tv_sec as u64 * 1_000_000_000 + t.tv_nsec as u64
-    }
-}
-
-/// Calls `done` every millisecond until it gives a value or a minute is over.
-pub fn poll_until<T, E>(mut done: impl FnMut() -> Result<Option<T>, E>) -> Result<Option<T>, E> {
-    let start = std::time::Instant::now();
-    loop {
-        if let Some(value) = done()? {
-            return Ok(Some(value));
-        }
-        if start.elapsed().as_secs() >= 60 {
-            return Ok(None);
-        }
-        std::thread::sleep(std::time::Duration::from_millis(1));
     }
 }

@@ -3,12 +3,12 @@
 //! library, fork under LD_PRELOAD.
 
 use super::Test;
+use crate::claim;
 use crate::ctx::Ctx;
 use crate::module::{self, device_error};
 use crate::session::Ended;
 use crate::sys::{self, cvt};
 use crate::verdict::{Context, Outcome, Verdict};
-use crate::{claim, skip_unless};
 use asyncfork_uapi::Report;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -63,9 +63,7 @@ struct Place<'a> {
 impl<'a> Place<'a> {
     /// Gives this process mounts of its own, and with them the test's directory and the devices to `root`.
     fn new(ctx: &'a Ctx, root: Option<PathBuf>) -> Outcome<Self> {
-        skip_unless!(!ctx.shim.as_os_str().is_empty(), "no --shim given");
-        skip_unless!(ctx.shim.exists(), "{} does not exist", ctx.shim.display());
-        fs::copy(&ctx.shim, ctx.scratch.join(LIBRARY))?;
+        fs::copy(ctx.library()?, ctx.scratch.join(LIBRARY))?;
         if let Some(root) = &root {
             // SAFETY: no memory is involved.
             cvt(unsafe { libc::unshare(libc::CLONE_NEWNS) }).at("unshare")?;

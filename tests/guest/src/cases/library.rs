@@ -4,12 +4,12 @@
 use super::writes::overwrite_random;
 use super::Test;
 use crate::board::Board;
+use crate::claim;
 use crate::ctx::Ctx;
 use crate::mem::{probe, Arena};
 use crate::rng::Rng;
 use crate::sys::{self, Exit};
 use crate::verdict::{Outcome, Verdict};
-use crate::{claim, skip_unless};
 use asyncfork_uapi::Reason;
 use std::process::{Command, Output};
 
@@ -73,8 +73,7 @@ const FORKS: u32 = 3;
 
 /// Runs the forker under the library.
 fn run(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> Outcome<Output> {
-    skip_unless!(!ctx.shim.as_os_str().is_empty(), "no --shim given");
-    skip_unless!(ctx.shim.exists(), "{} does not exist", ctx.shim.display());
+    let library = ctx.library()?;
     let output = Command::new(std::env::current_exe()?)
         .args([
             "forker",
@@ -85,7 +84,7 @@ fn run(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> Outcome<Output> {
             "--seed",
             &ctx.seed.to_string(),
         ])
-        .env("LD_PRELOAD", &ctx.shim)
+        .env("LD_PRELOAD", library)
         .envs(env.iter().copied())
         .output()?;
     Ok(output)

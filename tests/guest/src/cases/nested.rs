@@ -6,6 +6,7 @@ use super::device::{
 };
 use super::Test;
 use crate::board::Board;
+use crate::claim;
 use crate::crew;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
@@ -13,7 +14,6 @@ use crate::mem::Arena;
 use crate::session::Session;
 use crate::sys::{self, cvt, Exit};
 use crate::verdict::{Context, Outcome, Verdict};
-use crate::{claim, skip_unless};
 use asyncfork_uapi::{self as abi, Arm, Device, Hook, Outcome as Fate};
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -220,13 +220,13 @@ fn execs(ctx: &Ctx) -> Outcome<String> {
 
 fn above(ctx: &Ctx) -> Outcome<String> {
     const FORKS: u64 = 3;
-    skip_unless!(ctx.shim.exists(), "{} does not exist", ctx.shim.display());
+    let library = ctx.library()?;
     let said = ctx.scratch.join("stderr");
     let mut forker = Command::new(std::env::current_exe()?);
     forker
         .args(["forker", "--mib", "16", "--forks", &FORKS.to_string()])
         .args(["--seed", &ctx.seed.to_string()])
-        .env("LD_PRELOAD", &ctx.shim)
+        .env("LD_PRELOAD", library)
         .env("ASYNCFORK_MIN_RSS", "8M")
         // Not to the guest's: a write there may pin memory.
         .stderr(fs::File::create(&said)?);
