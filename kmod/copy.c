@@ -16,6 +16,8 @@
 #include <linux/swap.h>
 
 #include "compat/compat.h"
+#include "copy.h"
+#include "fault.h"
 #include "session.h"
 #include "symbols.h"
 

@@ -16,14 +16,15 @@
 #include <linux/module.h>
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
-#include <linux/sched/mm.h>
-#include <linux/sched/signal.h>
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
-#include "compat/compat.h"
+#include "device.h"
+#include "fault.h"
+#include "params.h"
 #include "session.h"
+#include "stats.h"
 
 /**
  * struct af_file - one open descriptor
@@ -109,8 +110,13 @@ static void armed_del(struct af_file *f)
 	af_active_dec();
 }
 
-/* The descriptor of current's newest ARM, taken from it; referenced. */
-static struct af_file *armed_take(struct asyncfork_arm *arm)
+/**
+ * af_device_take - has the calling thread armed its next fork?
+ * @arm: what it asked for
+ *
+ * Return: the descriptor of its newest ARM, disarmed and referenced, or NULL.
+ */
+struct af_file *af_device_take(struct asyncfork_arm *arm)
 {
 	struct af_file *f;
 
@@ -130,127 +136,33 @@ static struct af_file *armed_take(struct asyncfork_arm *arm)
 	return f;
 }
 
-/* Threads of current that have this mm, if nobody else has: its users. */
-static bool only_threads(struct mm_struct *mm)
-{
-	/* One's own stays. */
-	struct sighand_struct *sighand =
-		rcu_dereference_protected(current->sighand, true);
-	struct task_struct *t;
-	int users, own = 0;
-
-	/*
-	 * Users first, then the threads that are among them. One that ends
-	 * meanwhile gives up its mm before it gives up its use of it, and a new
-	 * one is listed under siglock: there are never too many threads.
-	 */
-	spin_lock_irq(&sighand->siglock);
-	users = atomic_read(&mm->mm_users);
-	/* Not nr_threads: a leader that has ended has no mm, but counts. */
-	for_each_thread(current, t)
-		own += READ_ONCE(t->mm) == mm;
-	spin_unlock_irq(&sighand->siglock);
-	return users <= own;
-}
-
-/*
- * Is the mm shared with another process (CLONE_VM without CLONE_THREAD)? Then
- * it could fork while this one is being dumped. Its users are often threads and
- * nothing else; somebody may also look at it through /proc.
- */
-static bool mm_is_shared(struct mm_struct *mm)
-{
-	struct task_struct *p, *t;
-	bool shared = false;
-
-	if (only_threads(mm))
-		return false;
-	rcu_read_lock();
-	for_each_process_thread(p, t)
-		shared |= READ_ONCE(t->mm) == mm &&
-			  !same_thread_group(t, current);
-	rcu_read_unlock();
-	return shared;
-}
-
-static enum asyncfork_reason stock_reason(struct mm_struct *mm,
-					  const struct asyncfork_arm *arm)
-{
-	if (!READ_ONCE(af_enabled))
-		return ASYNCFORK_REASON_DISABLED;
-	if (READ_ONCE(af_off))
-		return ASYNCFORK_REASON_SWITCHED_OFF;
-	if ((u64)get_mm_rss(mm) << PAGE_SHIFT < arm->min_rss)
-		return ASYNCFORK_REASON_MIN_RSS;
-	if (af_mm_pinned(mm))
-		return ASYNCFORK_REASON_PINNED;
-	if (mm_has_notifiers(mm))
-		return ASYNCFORK_REASON_NOTIFIER;
-	if (mm_is_shared(mm))
-		return ASYNCFORK_REASON_SHARED;
-	if (af_mm_uffd_moves(mm))
-		return ASYNCFORK_REASON_UFFD;
-	return ASYNCFORK_REASON_NONE;
-}
-
-static struct af_session *begin(struct mm_struct *parent,
-				struct mm_struct *child,
-				const struct asyncfork_arm *arm,
-				enum asyncfork_reason *reason)
-{
-	struct af_session *s;
-
-	*reason = stock_reason(parent, arm);
-	if (*reason)
-		return NULL;
-
-	s = af_session_create(parent, child, arm->helpers);
-	if (IS_ERR(s)) {
-		*reason = PTR_ERR(s) == -EMFILE ? ASYNCFORK_REASON_LIMIT :
-						  ASYNCFORK_REASON_NO_MEMORY;
-		return NULL;
-	}
-	return s;
-}
-
 /**
- * af_device_fork - start a session if the calling thread is armed
- * @parent: mm being forked
- * @child: mm being made
+ * af_device_tell - report what became of a fork to who had armed it
+ * @f: what af_device_take() returned; its reference is taken
+ * @s: session, its pin is taken; NULL: a stock fork
+ * @reason: why, then
  *
- * Context: the hook of uprobe_dup_mmap(), mmap_write_lock(@parent).
+ * Context: the forking thread.
  */
-void af_device_fork(struct mm_struct *parent, struct mm_struct *child)
+void af_device_tell(struct af_file *f, struct af_session *s,
+		    enum asyncfork_reason reason)
 {
 	struct asyncfork_report report = {};
-	struct af_session *s, *old;
 	struct pid *pid = NULL;
-	enum asyncfork_reason reason;
-	struct asyncfork_arm arm;
-	struct af_file *f;
 
-	f = armed_take(&arm);
-	if (!f)
-		return;
-
-	s = begin(parent, child, &arm, &reason);
 	if (!s) {
 		report.outcome = ASYNCFORK_OUTCOME_STOCK;
 		report.reason = reason;
 		pid = get_task_pid(current, PIDTYPE_TGID);
 		get_task_comm(report.comm, current);
-		af_stats_outcome(ASYNCFORK_OUTCOME_STOCK, reason);
 	}
-
-	/* The pin goes to the descriptor. */
 	spin_lock(&f->lock);
-	old = f->session;
-	f->session = s;
+	swap(f->session, s);
 	f->report = report;
 	swap(f->parent_pid, pid);
 	spin_unlock(&f->lock);
-	if (old)
-		af_session_unpin(old);
+	if (s)
+		af_session_unpin(s);
 	put_pid(pid);
 	kref_put(&f->ref, file_free);
 }
@@ -356,6 +268,11 @@ static long ioctl_stats(void __user *arg)
 	struct asyncfork_stats st = {};
 
 	af_stats_fill(&st);
+	/* A session that ends right here is missing once, never twice. */
+	af_session_sum(&st);
+	st.running = af_session_running();
+	st.switched_off = READ_ONCE(af_off);
+	st.enabled = READ_ONCE(af_enabled);
 	return copy_to_user(arg, &st, sizeof(st)) ? -EFAULT : 0;
 }
 

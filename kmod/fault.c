@@ -9,7 +9,7 @@
 #include <linux/sched.h>
 #include <linux/spinlock.h>
 
-#include "session.h"
+#include "fault.h"
 
 static DEFINE_SPINLOCK(fault_lock);	/* guards the two below */
 static unsigned int skip;

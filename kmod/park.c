@@ -6,14 +6,15 @@
  * parked chunk costs one load and two stores; neither its PTEs nor any struct
  * page is touched. What cannot be parked goes to the original function.
  */
-#include <linux/bits.h>
 #include <linux/lockdep.h>
 #include <linux/mm.h>
 #include <linux/rmap.h>
-#include <linux/slab.h>
 #include <linux/timekeeping.h>
 
 #include "compat/compat.h"
+#include "params.h"
+#include "park.h"
+#include "poison.h"
 #include "session.h"
 #include "symbols.h"
 
@@ -22,8 +23,6 @@
 	 VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR | VM_MERGEABLE |	\
 	 VM_WIPEONFORK | VM_DONTCOPY | VM_GROWSDOWN |			\
 	 AF_VM_INELIGIBLE_COMPAT)
-
-#define MAX_BLOCKS	(BIT(47) >> PUD_SHIFT)
 
 static bool vma_eligible(struct vm_area_struct *dst, struct vm_area_struct *src)
 {
@@ -53,148 +52,49 @@ static bool chunk_bounds(struct vm_area_struct *vma, unsigned long *start,
 	return lo < hi;
 }
 
-/*
- * The PMD table for @addr, NULL where there is none. It never goes away, and what
- * the VMA has in it is stable: mmap_lock is held, and from 6.4 on the VMA's lock.
- * But that of a VMA that fork has not come to is not, so a fault there may bring
- * a table where there was none for the VMA before.
- */
-static pmd_t *pmd_table(struct mm_struct *mm, unsigned long addr)
-{
-	pgd_t *pgd = pgd_offset(mm, addr);
-	p4d_t *p4d;
-	pud_t *pud;
-
-	if (pgd_none(*pgd) || pgd_bad(*pgd))
-		return NULL;
-	p4d = p4d_offset(pgd, addr);
-	if (p4d_none(*p4d) || p4d_bad(*p4d))
-		return NULL;
-	pud = pud_offset(p4d, addr);
-	if (pud_none(*pud) || pud_bad(*pud))
-		return NULL;
-	return pmd_offset(pud, addr);
-}
-
 /* A pull allocates no upper tables: the child gets them now. */
-static bool child_tables(struct mm_struct *mm, unsigned long addr)
+static bool child_table(struct mm_struct *mm, unsigned long addr)
 {
 	pgd_t *pgd = pgd_offset(mm, addr);
 	p4d_t *p4d;
 	pud_t *pud;
 
-	if (pgd_none(*pgd) && static_call(af_p4d_alloc)(mm, pgd, addr))
+	if (pgd_none(*pgd) && af_call(__p4d_alloc)(mm, pgd, addr))
 		return false;
 	p4d = p4d_offset(pgd, addr);
-	if (p4d_none(*p4d) && static_call(af_pud_alloc)(mm, p4d, addr))
+	if (p4d_none(*p4d) && af_call(__pud_alloc)(mm, p4d, addr))
 		return false;
 	pud = pud_offset(p4d, addr);
-	return !pud_none(*pud) || !static_call(af_pmd_alloc)(mm, pud, addr);
+	return !pud_none(*pud) || !af_call(__pmd_alloc)(mm, pud, addr);
 }
 
-static void range_free(struct af_range *r)
+static bool child_tables(struct mm_struct *mm, const struct af_range *r)
 {
-	unsigned long b;
+	unsigned long addr;
 
-	for (b = 0; b < r->nr_blocks; b++)
-		kfree(r->block[b].word);
-	kvfree(r);
-}
-
-void af_ranges_free(struct af_session *s)
-{
-	/* Last reference: nobody adds, nobody looks. */
-	struct af_ranges *rs = rcu_dereference_protected(s->ranges, true);
-	unsigned long i;
-
-	for (i = 0; rs && i < rs->nr; i++)
-		range_free(rs->range[i]);
-	kvfree(rs);
-}
-
-/* Side array with a word for each chunk under an existing PMD table. */
-static struct af_range *range_alloc(struct af_session *s,
-				    struct vm_area_struct *dst,
-				    struct vm_area_struct *src,
-				    unsigned long start, unsigned long end)
-{
-	unsigned long nr = ((end - 1) >> PUD_SHIFT) - (start >> PUD_SHIFT) + 1;
-	unsigned long addr, next, n;
-	struct af_block *block;
-	struct af_range *r;
-
-	/* More than 128 TiB: not worth a directory of that size. */
-	if (nr > MAX_BLOCKS || af_fault())
-		return NULL;
-	r = kvzalloc(struct_size(r, block, nr), GFP_KERNEL_ACCOUNT);
-	if (!r)
-		return NULL;
-	s->meta_bytes += struct_size(r, block, nr);
-	r->start = start;
-	r->end = end;
-	r->vm_start = src->vm_start;
-	r->vm_end = src->vm_end;
-	r->nr_blocks = nr;
-
-	for (addr = start; addr < end; addr = next) {
-		next = af_next_pud(addr, end);
+	for (addr = r->start; addr < r->end; addr = af_next_pud(addr, r->end)) {
 		cond_resched();
-		block = &r->block[(addr >> PUD_SHIFT) - (start >> PUD_SHIFT)];
-		block->slot = pmd_table(src->vm_mm, addr);
-		if (!block->slot)
-			continue;
-		n = (next - addr) >> PMD_SHIFT;
-		block->word = kcalloc(n, sizeof(unsigned long),
-				      GFP_KERNEL_ACCOUNT);
-		if (!block->word || af_fault() ||
-		    !child_tables(dst->vm_mm, addr))
-			goto free;
-		s->meta_bytes += n * sizeof(unsigned long);
-	}
-	return r;
-
-free:
-	range_free(r);
-	return NULL;
-}
-
-/* Only the forking thread adds; others read under RCU. */
-static bool range_add(struct af_session *s, struct af_range *r)
-{
-	struct af_ranges *old, *rs;
-	unsigned long max;
-
-	old = rcu_dereference_protected(s->ranges, s->forker == current);
-	rs = old;
-	if (!old || old->nr == old->max) {
-		max = old ? 2 * old->max : 16;
-		rs = af_fault() ? NULL :
-			kvzalloc(struct_size(rs, range, max),
-				 GFP_KERNEL_ACCOUNT);
-		if (!rs)
+		if (af_range_word(r, addr) && !child_table(mm, addr))
 			return false;
-		rs->max = max;
-		if (old) {
-			memcpy(rs->range, old->range,
-			       old->nr * sizeof(old->range[0]));
-			rs->nr = old->nr;
-		}
-		s->meta_bytes += (max - rs->nr) * sizeof(rs->range[0]);
-	}
-	if (rs->nr) {
-		struct af_range *last = rs->range[rs->nr - 1];
-
-		r->first = last->first + ((last->end - last->start) >> PMD_SHIFT);
-	}
-	rs->range[rs->nr] = r;
-	/* Release: a reader that sees the number sees the range. */
-	smp_store_release(&rs->nr, rs->nr + 1);
-	if (rs != old) {
-		rcu_assign_pointer(s->ranges, rs);
-		if (old)
-			kvfree_rcu(old, rcu);
 	}
 	return true;
+}
+
+/* The side array of a VMA, and all that a pull of it will need. */
+static struct af_range *side_array(struct af_session *s,
+				   struct vm_area_struct *dst,
+				   struct vm_area_struct *src,
+				   unsigned long start, unsigned long end)
+{
+	struct af_range *r = af_range_alloc(src, start, end, &s->meta_bytes);
+
+	if (!r)
+		return NULL;
+	if (child_tables(dst->vm_mm, r) &&
+	    af_ranges_add(&s->ranges, r, &s->meta_bytes))
+		return r;
+	af_range_free(r);
+	return NULL;
 }
 
 static unsigned long park_chunks(struct mm_struct *mm, struct af_range *r)
@@ -208,7 +108,7 @@ static unsigned long park_chunks(struct mm_struct *mm, struct af_range *r)
 		word = af_range_word(r, addr);
 		if (!word)
 			continue;
-		pmd = pmd_table(mm, addr);
+		pmd = af_pmd_slot(mm, addr);
 		for (; addr < next; addr += PMD_SIZE, pmd++, word++) {
 			val = READ_ONCE(*pmd);
 			if (!af_pmd_is_table(val))
@@ -240,7 +140,7 @@ static enum asyncfork_reason park_range(struct af_session *s,
 {
 	enum asyncfork_reason reason = ASYNCFORK_REASON_NONE;
 	struct mm_struct *mm = src->vm_mm;
-	unsigned long n, max = (r->end - r->start) >> PMD_SHIFT;
+	unsigned long n, max = af_range_chunks(r);
 
 	raw_write_seqcount_begin(&mm->write_protect_seq);
 	af_anon_vma_lock_write(src->anon_vma);
@@ -289,7 +189,7 @@ static long copy_part(struct af_session *s, struct vm_area_struct *dst,
 	part_src.vm_pgoff += pgoff;
 
 	s->bypass = true;
-	ret = static_call(af_copy_page_range)(&part_dst, &part_src);
+	ret = af_call(copy_page_range)(&part_dst, &part_src);
 	s->bypass = false;
 	return ret;
 }
@@ -308,12 +208,9 @@ static long copy_rest(struct af_session *s, struct vm_area_struct *dst,
 	long ret;
 
 	for (addr = r->start; addr < r->end; addr = next) {
-		word = af_range_word(r, addr);
-		next = word ? addr + PMD_SIZE : af_next_pud(addr, r->end);
-		if (!word || !(addr & ~PUD_MASK))
-			cond_resched();
+		word = af_range_step(r, addr, &next);
 		if (word && READ_ONCE(*word) == AF_WORD_NONE) {
-			pmd = pmd_table(src->vm_mm, addr);
+			pmd = af_pmd_slot(src->vm_mm, addr);
 			if (!pmd_none(*pmd)) {
 				af_count_add(s, AF_N_EAGER, 1);
 				continue;
@@ -332,12 +229,9 @@ static long copy_rest(struct af_session *s, struct vm_area_struct *dst,
 	return 0;
 }
 
-static struct af_verdict park_vma(struct af_session *s,
-				  struct vm_area_struct *dst,
-				  struct vm_area_struct *src)
+static bool park_vma(struct af_session *s, struct vm_area_struct *dst,
+		     struct vm_area_struct *src, long *ret)
 {
-	struct af_verdict original = { .skip = 0 };
-	struct af_verdict done = { .skip = 1 };
 	enum asyncfork_reason reason;
 	unsigned long start, end;
 	struct af_range *r;
@@ -345,44 +239,40 @@ static struct af_verdict park_vma(struct af_session *s,
 
 	if (READ_ONCE(af_off) || !vma_eligible(dst, src) ||
 	    !chunk_bounds(src, &start, &end))
-		return original;
+		return false;
 
 	began = ktime_get_ns();
-	r = range_alloc(s, dst, src, start, end);
-	if (r && !range_add(s, r)) {
-		range_free(r);
-		r = NULL;
-	}
+	r = side_array(s, dst, src, start, end);
 	reason = r ? park_range(s, src, r) : ASYNCFORK_REASON_NO_MEMORY;
 	s->park_ns += ktime_get_ns() - began;
 	if (reason) {
 		s->reason = reason;
-		return original;
+		return false;
 	}
-	done.ret = copy_rest(s, dst, src, r);
-	return done;
+	*ret = copy_rest(s, dst, src, r);
+	return true;
 }
 
 /**
  * af_park - copy_page_range() of an armed fork
  * @dst: the child's VMA
  * @src: the parent's VMA
+ * @ret: 0 or an errno, if all of the VMA was dealt with
  *
  * Context: the hook of copy_page_range(), mmap_write_lock of both mms.
- * Return: skip and the errno if all of the VMA was dealt with, else no skip.
+ * Return: was it? Otherwise the original has to run.
  */
-struct af_verdict af_park(struct vm_area_struct *dst,
-			  struct vm_area_struct *src)
+bool af_park(struct vm_area_struct *dst, struct vm_area_struct *src, long *ret)
 {
-	struct af_verdict v = { .skip = 0 };
 	struct af_session *s;
+	bool done = false;
 
 	lockdep_assert_held_write(&src->vm_mm->mmap_lock);
 	s = af_session_find(dst->vm_mm, AF_CHILD, false);
 	if (!s)
-		return v;
+		return false;
 	if (s->forker == current && !s->bypass)
-		v = park_vma(s, dst, src);
+		done = park_vma(s, dst, src, ret);
 	af_session_put(s);
-	return v;
+	return done;
 }

@@ -12,8 +12,11 @@
 #include <linux/seqlock.h>
 #include <linux/spinlock.h>
 
-#include "compat/compat.h"
+#include "busy.h"
+#include "fault.h"
 #include "hooks.h"
+#include "poison.h"
+#include "pull.h"
 #include "session.h"
 #include "symbols.h"
 
@@ -85,7 +88,7 @@ static void pull_everything(void)
 	mutex_unlock(&sweep_mutex);
 }
 
-struct af_verdict af_hook_memory_failure(unsigned long pfn, int flags)
+AF_HOOK_FN(struct af_verdict, memory_failure, unsigned long pfn, int flags)
 {
 	struct guard g = { .task = current };
 	struct af_verdict v = { .skip = 0 };
@@ -101,7 +104,7 @@ struct af_verdict af_hook_memory_failure(unsigned long pfn, int flags)
 	smp_mb__after_atomic();
 	pull_everything();
 	af_linger();
-	v.ret = static_call(af_memory_failure)(pfn, flags);
+	v.ret = af_call(memory_failure)(pfn, flags);
 	v.skip = 1;
 	guard_del(&g);
 	af_hook_leave();

@@ -9,17 +9,19 @@
  * copy, however little its owner is let run.
  */
 #include <linux/lockdep.h>
-#include <linux/memcontrol.h>
 #include <linux/mm.h>
 #include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/smp.h>
 #include <linux/timekeeping.h>
 #include <linux/wait_bit.h>
-#include <asm/pgalloc.h>
 
 #include "compat/compat.h"
+#include "copy.h"
+#include "params.h"
+#include "pull.h"
 #include "session.h"
+#include "stats.h"
 #include "symbols.h"
 
 /* About one plain chunk's copy; then the waiter sleeps. */
@@ -29,105 +31,9 @@
 static struct lockdep_map chunk_busy __maybe_unused =
 	AF_LOCKDEP_MAP_INIT("chunk_busy", &chunk_busy);
 
-/*
- * The PMD entry for @addr. The upper tables exist: park made or saw them, and
- * they are freed only after unmap_vmas() or exit_mmap(), which pull first. NULL
- * if that invariant does not hold.
- */
-static pmd_t *pmd_lookup(struct mm_struct *mm, unsigned long addr)
-{
-	pgd_t *pgd = pgd_offset(mm, addr);
-	p4d_t *p4d;
-	pud_t *pud;
-
-	if (pgd_none(*pgd))
-		return NULL;
-	p4d = p4d_offset(pgd, addr);
-	if (p4d_none(*p4d))
-		return NULL;
-	pud = pud_offset(p4d, addr);
-	return pud_none(*pud) ? NULL : pmd_offset(pud, addr);
-}
-
-void af_reserve_fill(struct af_session *s)
-{
-	unsigned int i;
-
-	for (i = 0; i < AF_RESERVE && !af_fault(); i++)
-		s->reserve[i] = af_pte_alloc(current->mm, AF_GFP_PTE);
-}
-
-void af_reserve_free(struct af_session *s)
-{
-	unsigned int i;
-
-	for (i = 0; i < AF_RESERVE; i++)
-		if (s->reserve[i])
-			af_pte_free(af_mm(s, AF_CHILD), s->reserve[i]);
-}
-
-static pgtable_t reserve_take(struct af_session *s)
-{
-	pgtable_t table = NULL;
-	unsigned int i;
-
-	spin_lock(&s->reserve_lock);
-	for (i = 0; i < AF_RESERVE && !table && !af_fault(); i++)
-		swap(table, s->reserve[i]);
-	spin_unlock(&s->reserve_lock);
-	return table;
-}
-
 static bool current_is(const struct af_session *s, enum af_role role)
 {
 	return current->mm == af_mm(s, role);
-}
-
-/* Not inlined: the one function that calls through a pointer, percpu_ref's. */
-static noinline void memcg_put(struct mem_cgroup *memcg)
-{
-	mem_cgroup_put(memcg);
-}
-
-/*
- * PF_MEMALLOC says that reclaim must not be entered: we are in it, or hold what
- * it takes. It also opens the system's reserves and lifts memcg's limits, which
- * is not for us.
- */
-static pgtable_t table_alloc(struct mm_struct *mm)
-{
-	unsigned int memalloc = current->flags & PF_MEMALLOC;
-	gfp_t gfp = AF_GFP_PTE;
-	pgtable_t table;
-
-	if (memalloc)
-		gfp &= ~(__GFP_DIRECT_RECLAIM | __GFP_RETRY_MAYFAIL);
-	current->flags &= ~PF_MEMALLOC;
-	table = af_pte_alloc(mm, gfp);
-	current->flags |= memalloc;
-	return table;
-}
-
-/*
- * A PTE table for the child, charged to its memcg if an outsider pulls. May
- * sleep, and reclaim if the caller may.
- */
-static pgtable_t table_get(struct af_session *s)
-{
-	struct mem_cgroup *memcg = NULL, *old;
-	pgtable_t table = NULL;
-
-	if (!current_is(s, AF_PARENT) && !current_is(s, AF_CHILD)) {
-		memcg = get_mem_cgroup_from_mm(af_mm(s, AF_CHILD));
-		old = set_active_memcg(memcg);
-	}
-	if (!af_fault())
-		table = table_alloc(af_mm(s, AF_CHILD));
-	if (memcg) {
-		set_active_memcg(old);
-		memcg_put(memcg);
-	}
-	return table ?: reserve_take(s);
 }
 
 static void ipi_nop(void *unused)
@@ -158,8 +64,8 @@ static void sync_cpus(struct af_session *s, bool locked)
 		set_bit(AF_FLUSHED, &s->flags);
 	flushed = test_bit(AF_FLUSHED, &s->flags);
 	if (!flushed)
-		static_call(af_flush_tlb_mm_range)(af_mm(s, AF_PARENT), 0,
-						   TLB_FLUSH_ALL, 0, true);
+		af_call(flush_tlb_mm_range)(af_mm(s, AF_PARENT), 0,
+					    TLB_FLUSH_ALL, 0, true);
 	smp_call_function(ipi_nop, NULL, 1);
 	/* Chunks parked after this one would not be covered yet. */
 	if (flushed)
@@ -186,7 +92,7 @@ static void set_done(unsigned long *word)
 {
 	/* Both trees are final. Pairs with the acquires of this file. */
 	smp_store_release(word, AF_WORD_DONE);
-	/* Store before the look for waiters; pairs with prepare_to_wait(). */
+	/* Store before the check for waiters; pairs with prepare_to_wait(). */
 	smp_mb();
 	wake_up_var(word);
 }
@@ -232,8 +138,39 @@ static void kill_mm(struct mm_struct *mm)
 }
 
 /*
- * Put @table (entry @val) into the empty slot of the parent or the child.
- * A slot that is not empty is a missed path: merge, never drop the table.
+ * The slot that @table belongs into was not empty, and what can be moved has
+ * been: @whole says whether that is all. Never drop a table that is not empty.
+ */
+static void slot_taken(struct af_session *s, enum af_role role, bool partial,
+		       unsigned long addr, pgtable_t table, bool whole)
+{
+	struct mm_struct *mm = af_mm(s, role);
+
+	af_stats_merged();
+	if (whole) {
+		/* A re-attach comes here without having synced. */
+		sync_cpus(s, false);
+		/* The parent never stopped counting its table. */
+		if (role == AF_PARENT)
+			mm_dec_nr_ptes(mm);
+		af_pte_free(mm, table);
+	}
+	/* Beside a partial chunk a driver may have mapped pages at once. */
+	if (partial && whole)
+		return;
+	af_switch_off("page table slot of a parked chunk was not empty", addr);
+	if (whole)
+		return;
+	/* Memory would be lost: better no process than a wrong one. */
+	if (role == AF_CHILD)
+		af_session_doom(s);
+	else
+		kill_mm(mm);
+}
+
+/*
+ * Put @table (entry @val) into its slot of the parent or the child. A slot that
+ * is not empty is a missed path.
  */
 static void attach(struct af_session *s, enum af_role role,
 		   const struct af_range *r, unsigned long addr,
@@ -241,16 +178,15 @@ static void attach(struct af_session *s, enum af_role role,
 {
 	bool partial = addr < r->vm_start || addr + PMD_SIZE > r->vm_end;
 	struct mm_struct *mm = af_mm(s, role);
-	/* The parent never stopped counting its table. */
-	bool counted = role == AF_PARENT;
-	pmd_t *pmd = pmd_lookup(mm, addr);
-	bool free = false;
+	pmd_t *pmd = af_pmd_slot(mm, addr);
+	bool whole = false;
 
 	if (pmd) {
 		spinlock_t *ptl = pmd_lock(mm, pmd);
 
 		if (likely(pmd_none(*pmd))) {
-			if (!counted)
+			/* The parent never stopped counting its table. */
+			if (role == AF_CHILD)
 				mm_inc_nr_ptes(mm);
 			/* The table's content before the table. */
 			smp_wmb();
@@ -259,29 +195,10 @@ static void attach(struct af_session *s, enum af_role role,
 			return;
 		}
 		if (af_pmd_is_table(*pmd))
-			free = merge(mm, pmd, addr, table);
+			whole = merge(mm, pmd, addr, table);
 		spin_unlock(ptl);
 	}
-
-	af_stats_merged();
-	if (free) {
-		/* A re-attach comes here without having synced. */
-		sync_cpus(s, false);
-		if (counted)
-			mm_dec_nr_ptes(mm);
-		af_pte_free(mm, table);
-	}
-	/* Beside a partial chunk a driver may have mapped pages at once. */
-	if (partial && free)
-		return;
-	af_switch_off("page table slot of a parked chunk was not empty", addr);
-	if (free)
-		return;
-	/* Memory would be lost: better no process than a wrong one. */
-	if (role == AF_CHILD)
-		af_session_doom(s);
-	else
-		kill_mm(mm);
+	slot_taken(s, role, partial, addr, table, whole);
 }
 
 static void count_pull(struct af_session *s, enum asyncfork_hook hook)
@@ -298,6 +215,13 @@ static void count_pull(struct af_session *s, enum asyncfork_hook hook)
 	af_count_add(s, AF_N_PULLS + hook, 1);
 }
 
+/* The entry that pmd_populate() would make. */
+static pmd_t table_entry(pgtable_t table)
+{
+	return __pmd(((pmdval_t)page_to_pfn(table) << PAGE_SHIFT) |
+		     _PAGE_TABLE);
+}
+
 /* BUSY is ours. */
 static void copy_chunk(struct af_session *s, const struct af_range *r,
 		       unsigned long addr, pmd_t saved, pgtable_t table)
@@ -311,7 +235,7 @@ static void copy_chunk(struct af_session *s, const struct af_range *r,
 	if (ret)
 		af_session_doom(s);
 	/* Even a partial copy: exit_mmap() of the killed child drops it. */
-	attach(s, AF_CHILD, r, addr, table, af_table_entry(table));
+	attach(s, AF_CHILD, r, addr, table, table_entry(table));
 }
 
 /* The parent's pulls are timed; before the session may end with this one. */
@@ -322,116 +246,106 @@ static void count_time(struct af_session *s, unsigned long addr,
 		af_stats_parent_pull(s, addr, hook, ktime_get_ns() - start);
 }
 
-/*
- * Make the chunk at @addr DONE, whoever does it. Sleeps only before it has
- * claimed the chunk, or waiting for somebody's copy. @locked: see sync_cpus().
+/**
+ * struct claim - a chunk that its claimer, and nobody else, makes DONE
+ * @saved: its PMD
+ * @table: for the child, with @copy; may be left over without a claim
+ * @copy: not only to be re-attached
  */
-static void pull_chunk(struct af_session *s, const struct af_range *r,
-		       unsigned long *word, unsigned long addr,
-		       enum asyncfork_hook hook, bool locked)
-{
-	u64 start = ktime_get_ns();
-	pgtable_t table = NULL;
-	unsigned long val;
-	bool copy;
+struct claim {
 	pmd_t saved;
+	pgtable_t table;
+	bool copy;
+};
 
+/* A table for the child's copy; without memory the child is given up. */
+static bool get_table(struct af_session *s, struct claim *c)
+{
+	bool outsider = !current_is(s, AF_PARENT) && !current_is(s, AF_CHILD);
+
+	if (!c->table)
+		c->table = af_table_get(&s->reserve, af_mm(s, AF_CHILD),
+					outsider);
+	return c->table;
+}
+
+/*
+ * Make the chunk BUSY. Sleeps only before that. Returns false if somebody else
+ * has claimed or done it, with what the word was then in @val; true with
+ * preemption off.
+ */
+static bool claim(struct af_session *s, unsigned long *word,
+		  unsigned long *val, struct claim *c, bool locked)
+{
 	for (;;) {
 		/* Pairs with set_done(). */
-		val = smp_load_acquire(word);
-		if (val == AF_WORD_NONE || val == AF_WORD_DONE)
-			goto out;
-		if (val == AF_WORD_BUSY) {
-			wait_done(word);
-			count_time(s, addr, hook, start);
-			goto out;
-		}
+		*val = smp_load_acquire(word);
+		if (*val <= AF_WORD_DONE)
+			return false;
 
-		copy = !test_bit(AF_ABORTED, &s->flags);
-		if (copy && !table) {
-			table = table_get(s);
-			if (!table && READ_ONCE(*word) == val) {
+		c->copy = !test_bit(AF_ABORTED, &s->flags);
+		if (c->copy && !get_table(s, c)) {
+			if (READ_ONCE(*word) == *val) {
 				/* Puts this chunk back, too. */
 				af_session_doom(s);
-				af_session_abort(s);
+				af_pull_abort(s);
 			}
-			if (!table)
-				continue;
+			continue;
 		}
-		if (copy)
+		if (c->copy)
 			sync_cpus(s, locked);
 
 		preempt_disable();
-		if (cmpxchg(word, val, AF_WORD_BUSY) == val)
+		if (cmpxchg(word, *val, AF_WORD_BUSY) == *val)
 			break;
 		preempt_enable();
 	}
+	c->saved = __pmd(*val);
+	return true;
+}
 
-	lock_map_acquire(&chunk_busy);
+/* Copy a claimed chunk, or not, and give it back to the parent. */
+static void finish(struct af_session *s, const struct af_range *r,
+		   unsigned long addr, const struct claim *c,
+		   enum asyncfork_hook hook)
+{
 	/* An abort waits for BUSY chunks, so this one may still be copied. */
-	saved = __pmd(val);
-	if (copy) {
-		copy_chunk(s, r, addr, saved, table);
-		table = NULL;
+	if (c->copy) {
+		copy_chunk(s, r, addr, c->saved, c->table);
 		count_pull(s, hook);
 	} else {
 		af_count_add(s, AF_N_REATTACHED, 1);
 	}
 	/* On error too: the parent must not need the copy. */
-	attach(s, AF_PARENT, r, addr, pmd_pgtable(saved), saved);
-	lock_map_release(&chunk_busy);
-	set_done(word);
-	preempt_enable();
-	count_time(s, addr, hook, start);
-	af_session_chunk_done(s);
-out:
-	if (table)
-		af_pte_free(af_mm(s, AF_CHILD), table);
+	attach(s, AF_PARENT, r, addr, pmd_pgtable(c->saved), c->saved);
 }
 
-/* Index of the first range that ends above @addr. */
-static unsigned long first_range(const struct af_ranges *rs, unsigned long nr,
-				 unsigned long addr)
+/* Make the chunk at @addr DONE, whoever does it. @locked: see sync_cpus(). */
+static void pull_chunk(struct af_session *s, const struct af_range *r,
+		       unsigned long *word, unsigned long addr,
+		       enum asyncfork_hook hook, bool locked)
 {
-	unsigned long lo = 0, hi = nr, mid;
+	u64 start = ktime_get_ns();
+	struct claim c = {};
+	unsigned long val;
 
-	while (lo < hi) {
-		mid = lo + (hi - lo) / 2;
-		if (rs->range[mid]->end > addr)
-			hi = mid;
-		else
-			lo = mid + 1;
+	if (claim(s, word, &val, &c, locked)) {
+		lock_map_acquire(&chunk_busy);
+		finish(s, r, addr, &c, hook);
+		lock_map_release(&chunk_busy);
+		set_done(word);
+		preempt_enable();
+		count_time(s, addr, hook, start);
+		af_session_chunk_done(s);
+		/* The copy has the table. */
+		if (c.copy)
+			return;
+	} else if (val == AF_WORD_BUSY) {
+		wait_done(word);
+		count_time(s, addr, hook, start);
 	}
-	return lo;
-}
-
-/* Ranges live as long as the session; the array may be replaced. */
-static struct af_range *range_at(struct af_session *s, unsigned long addr)
-{
-	struct af_range *r = NULL;
-	struct af_ranges *rs;
-	unsigned long i, nr;
-
-	rcu_read_lock();
-	rs = rcu_dereference(s->ranges);
-	if (rs) {
-		/* Acquire; pairs with range_add(). */
-		nr = smp_load_acquire(&rs->nr);
-		i = first_range(rs, nr, addr);
-		if (i < nr)
-			r = rs->range[i];
-	}
-	rcu_read_unlock();
-	return r;
-}
-
-/* Parked now or being pulled? */
-static bool word_pending(unsigned long *word)
-{
-	/* Pairs with set_done(). */
-	unsigned long val = smp_load_acquire(word);
-
-	return val != AF_WORD_NONE && val != AF_WORD_DONE;
+	if (c.table)
+		af_pte_free(af_mm(s, AF_CHILD), c.table);
 }
 
 /**
@@ -448,38 +362,46 @@ void af_pull_range(struct af_session *s, unsigned long start,
 		   unsigned long end, enum asyncfork_hook hook, bool locked)
 {
 	bool child = hook == ASYNCFORK_HOOK_CHILD;
-	unsigned long addr = start, stop;
+	unsigned long addr = start, next, stop;
 	unsigned long *word;
 	struct af_range *r;
 
 	while (addr < end && atomic_long_read(&s->parked)) {
-		r = range_at(s, addr);
+		r = af_ranges_find(&s->ranges, addr);
 		if (!r || r->start >= end)
 			break;
 		addr = max(addr & PMD_MASK, r->start);
+		/* Behind it, the next range may have the rest of a block. */
 		stop = min(end, r->end);
-		while (addr < stop) {
+		for (; addr < stop; addr = next) {
 			/* A dying child needs no image. */
 			if (child && fatal_signal_pending(current) &&
 			    !test_bit(AF_ABORTED, &s->flags)) {
-				af_session_abort(s);
+				af_pull_abort(s);
 				return;
 			}
-			word = af_range_word(r, addr);
-			if (!word || !(addr & ~PUD_MASK))
-				cond_resched();
-			if (!word) {
-				/* The next range may have a block for the rest. */
-				addr = af_next_pud(addr, stop);
-				continue;
-			}
-			if (word_pending(word)) {
+			word = af_range_step(r, addr, &next);
+			if (word && af_word_pending(word)) {
 				pull_chunk(s, r, word, addr, hook, locked);
 				cond_resched();
 			}
-			addr += PMD_SIZE;
 		}
 	}
+}
+
+/**
+ * af_pull_abort - give every parked chunk back uncopied
+ * @s: session whose child is doomed, dying, or was never made
+ *
+ * The circle of this module: a pull that finds no memory asks for an abort, and
+ * an abort is a pull of everything. It ends there, as that pull needs no memory.
+ *
+ * Context: may sleep. On return no chunk is parked or BUSY.
+ */
+void af_pull_abort(struct af_session *s)
+{
+	set_bit(AF_ABORTED, &s->flags);
+	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD, false);
 }
 
 /**
@@ -507,47 +429,6 @@ void af_sync_range(struct mm_struct *mm, unsigned long start,
 	}
 }
 
-/* Is a chunk of @r pending whose table belongs into @slot? Its address, then. */
-static bool range_slot(const struct af_range *r, const pmd_t *slot,
-		       unsigned long *addr)
-{
-	const struct af_block *b;
-	unsigned long i, start;
-
-	for (i = 0; i < r->nr_blocks; i++) {
-		b = &r->block[i];
-		start = af_block_start(r, i);
-		/* Within one table, so that the difference is one. */
-		if (!b->word || slot < b->slot ||
-		    slot - b->slot >= (af_next_pud(start, r->end) - start) >>
-				      PMD_SHIFT)
-			continue;
-		/* Else the table may be another's by now. */
-		if (!word_pending(&b->word[slot - b->slot]))
-			continue;
-		*addr = start + ((slot - b->slot) << PMD_SHIFT);
-		return true;
-	}
-	return false;
-}
-
-static bool session_slot(struct af_session *s, const pmd_t *slot,
-			 unsigned long *addr)
-{
-	struct af_ranges *rs;
-	unsigned long i, nr;
-	bool found = false;
-
-	rcu_read_lock();
-	rs = rcu_dereference(s->ranges);
-	/* Acquire; pairs with range_add(). */
-	nr = rs ? smp_load_acquire(&rs->nr) : 0;
-	for (i = 0; i < nr && !found; i++)
-		found = range_slot(rs->range[i], slot, addr);
-	rcu_read_unlock();
-	return found;
-}
-
 /**
  * af_slot_pending - does a parked table belong into this entry of a PMD table?
  * @mm: parent of any number of sessions
@@ -563,7 +444,7 @@ bool af_slot_pending(struct mm_struct *mm, const pmd_t *slot)
 
 	if (!s)
 		return false;
-	pending = session_slot(s, slot, &addr);
+	pending = af_ranges_find_slot(&s->ranges, slot, &addr);
 	af_session_put(s);
 	return pending;
 }
@@ -582,39 +463,8 @@ void af_sync_slot(struct mm_struct *mm, const pmd_t *slot)
 
 	if (!s)
 		return;
-	if (session_slot(s, slot, &addr))
+	if (af_ranges_find_slot(&s->ranges, slot, &addr))
 		af_pull_range(s, addr, addr + 1, ASYNCFORK_HOOK_PTE_ALLOC,
 			      true);
 	af_session_put(s);
-}
-
-/* The child's task work: before user mode, or in do_exit() after exit_mm(). */
-void af_pull_child(struct af_session *s)
-{
-	if (current->flags & PF_EXITING) {
-		af_session_abort(s);
-		return;
-	}
-	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD, false);
-	/* After the last chunk; pairs with set_done(), see af_session_doom(). */
-	smp_rmb();
-	if (test_bit(AF_ABORTED, &s->flags))
-		send_sig(SIGKILL, current, 1);
-}
-
-/* Helper @nr of n starts (nr + 1) / (n + 1) of the way; chunks met are DONE. */
-void af_pull_helper(struct af_session *s, unsigned int nr)
-{
-	/* The fork is over: nobody replaces s->ranges. */
-	struct af_ranges *rs = rcu_dereference_protected(s->ranges, true);
-	struct af_range *last = rs->range[rs->nr - 1], *r;
-	unsigned long i, target;
-
-	target = (last->first + ((last->end - last->start) >> PMD_SHIFT)) *
-		 (nr + 1) / (s->helpers + 1);
-	for (i = 0; i + 1 < rs->nr && rs->range[i + 1]->first <= target; i++)
-		;
-	r = rs->range[i];
-	af_pull_range(s, r->start + ((target - r->first) << PMD_SHIFT),
-		      ULONG_MAX, ASYNCFORK_HOOK_HELPER, false);
 }

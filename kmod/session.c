@@ -17,8 +17,10 @@
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 
-#include "compat/compat.h"
+#include "fault.h"
+#include "params.h"
 #include "session.h"
+#include "stats.h"
 
 #define HASH_BITS	8
 
@@ -26,7 +28,7 @@ static struct hlist_head hash[1 << HASH_BITS];
 static DEFINE_SPINLOCK(hash_lock);	/* guards hash for writers, running */
 static unsigned int running;
 static u64 last_id;
-static struct workqueue_struct *wq;
+struct workqueue_struct *af_wq;
 
 /*
  * Sessions plus armed threads: zero lets every hook return at once. A hook
@@ -59,8 +61,9 @@ static void session_free(struct work_struct *work)
 {
 	struct af_session *s = container_of(work, struct af_session, free_work);
 
-	af_ranges_free(s);
-	af_reserve_free(s);
+	/* Last reference: nobody adds, nobody looks. */
+	af_ranges_free(rcu_dereference_protected(s->ranges, true));
+	af_reserve_free(&s->reserve, af_mm(s, AF_CHILD));
 	if (s->task)
 		put_task_struct(s->task);
 	mmdrop(af_mm(s, AF_CHILD));
@@ -69,7 +72,7 @@ static void session_free(struct work_struct *work)
 	module_put(THIS_MODULE);
 }
 
-static void session_hold(struct af_session *s)
+void af_session_hold(struct af_session *s)
 {
 	refcount_inc(&s->users);
 }
@@ -78,7 +81,7 @@ static void session_hold(struct af_session *s)
 void af_session_put(struct af_session *s)
 {
 	if (refcount_dec_and_test(&s->users))
-		queue_work(wq, &s->free_work);
+		queue_work(af_wq, &s->free_work);
 }
 
 /* Keep the counters, for af_session_report(). */
@@ -97,50 +100,26 @@ void af_session_unpin(struct af_session *s)
 	kfree_rcu(s, rcu);
 }
 
-static void child_work(struct callback_head *work)
-{
-	struct af_session *s = container_of(work, struct af_session,
-					    child_work);
-
-	af_pull_child(s);
-	af_session_put(s);
-}
-
-static void helper_work(struct work_struct *work)
-{
-	struct af_helper *h = container_of(work, struct af_helper, work);
-
-	af_pull_helper(h->session, h->nr);
-	af_session_put(h->session);
-}
-
 static void timeout_cancel(struct af_session *s)
 {
 	if (cancel_delayed_work(&s->timeout))
 		af_session_put(s);
 }
 
-/*
- * The child has not come to it, or never came to be: do not keep memory parked
- * without bound. While the fork may still park more, come again.
+/**
+ * af_session_timeout - let a worker pull what is parked then
+ * @s: session
+ * @seconds: from now on
+ *
+ * Context: any.
  */
-static void timeout_work(struct work_struct *work)
+void af_session_timeout(struct af_session *s, unsigned long seconds)
 {
-	struct af_session *s = container_of(to_delayed_work(work),
-					    struct af_session, timeout);
-	/* Before the pull: what was parked until then is pulled by it. */
-	bool closed = test_bit(AF_CLOSED, &s->flags);
-	unsigned long timeout = READ_ONCE(af_pull_after);
-
-	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_HELPER, false);
-	if (!closed && timeout) {
-		session_hold(s);
-		queue_delayed_work(wq, &s->timeout, timeout * HZ);
-		/* Either try_finish() sees the work, or we see that it was here. */
-		if (test_bit(AF_FINISHED, &s->flags))
-			timeout_cancel(s);
-	}
-	af_session_put(s);
+	af_session_hold(s);
+	queue_delayed_work(af_wq, &s->timeout, seconds * HZ);
+	/* Either try_finish() sees the work, or we see that it was here. */
+	if (test_bit(AF_FINISHED, &s->flags))
+		timeout_cancel(s);
 }
 
 static void link_init(struct af_session *s, enum af_role role,
@@ -156,13 +135,15 @@ static void link_init(struct af_session *s, enum af_role role,
  * @parent: mm being forked, mmap_lock held for write by current
  * @child: mm being made
  * @helpers: helper threads to start when the fork is done
+ * @fns: what works on it without being asked
  *
  * Return: the session, pinned for the caller; -EMFILE: max_sessions; -ENOMEM;
  * -ENODEV: the module is on its way out.
  */
 struct af_session *af_session_create(struct mm_struct *parent,
 				     struct mm_struct *child,
-				     unsigned int helpers)
+				     unsigned int helpers,
+				     const struct af_worker_fns *fns)
 {
 	struct af_session *s;
 	unsigned int i;
@@ -180,23 +161,22 @@ struct af_session *af_session_create(struct mm_struct *parent,
 	/* The hash; the users, the caller. */
 	refcount_set(&s->users, 1);
 	refcount_set(&s->ref, 2);
-	spin_lock_init(&s->reserve_lock);
 	INIT_WORK(&s->free_work, session_free);
-	INIT_DELAYED_WORK(&s->timeout, timeout_work);
-	init_task_work(&s->child_work, child_work);
+	/* All before the session can be found: an abort cancels the timeout. */
+	INIT_DELAYED_WORK(&s->timeout, fns->timeout);
+	init_task_work(&s->child_work, fns->child);
 	s->forker = current;
 	s->parent_pid = get_task_pid(current, PIDTYPE_TGID);
 	get_task_comm(s->comm, current);
 	s->cpus = current->nr_cpus_allowed;
 	s->helpers = helpers;
 	for (i = 0; i < helpers; i++) {
-		INIT_WORK(&s->helper[i].work, helper_work);
+		INIT_WORK(&s->helper[i].work, fns->helper);
 		s->helper[i].session = s;
 		s->helper[i].nr = i;
 	}
 	s->start_ns = ktime_get_ns();
-	af_reserve_fill(s);
-	if (!s->reserve[0])
+	if (!af_reserve_fill(&s->reserve))
 		goto free_session;
 
 	link_init(s, AF_PARENT, parent);
@@ -222,7 +202,7 @@ drop_mms:
 	mmdrop(child);
 	mmdrop(parent);
 free_session:
-	af_reserve_free(s);
+	af_reserve_free(&s->reserve, child);
 	put_pid(s->parent_pid);
 	kfree(s);
 put_module:
@@ -298,22 +278,26 @@ void af_session_parked(struct af_session *s, long n)
 {
 	unsigned long timeout = READ_ONCE(af_pull_after);
 
-	if (timeout && !test_and_set_bit(AF_TIMED, &s->flags)) {
-		session_hold(s);
-		queue_delayed_work(wq, &s->timeout, timeout * HZ);
-	}
+	if (timeout && !test_and_set_bit(AF_TIMED, &s->flags))
+		af_session_timeout(s, timeout);
 	atomic_long_add(n, &s->parked);
 }
 
 /* The caller holds a reference and has set one chunk to DONE. */
 void af_session_chunk_done(struct af_session *s)
 {
-	/* Full barrier; pairs with the one in session_close(). */
+	/* Full barrier; pairs with the one in af_session_close(). */
 	if (atomic_long_dec_and_test(&s->parked))
 		try_finish(s);
 }
 
-static void session_close(struct af_session *s)
+/**
+ * af_session_close - the fork parks no more: it is done or has failed
+ * @s: session
+ *
+ * Context: any.
+ */
+void af_session_close(struct af_session *s)
 {
 	set_bit(AF_CLOSED, &s->flags);
 	/* Either we see parked == 0, or the last puller sees AF_CLOSED. */
@@ -330,50 +314,24 @@ static void kill_child(struct af_session *s)
 
 /**
  * af_session_forked - the fork has succeeded
- * @s: session
+ * @s: session, not closed yet
  * @child: new task, not woken up yet
  *
  * Context: any; the caller's task is in kernel_clone().
  */
 void af_session_forked(struct af_session *s, struct task_struct *child)
 {
-	unsigned int i;
-
 	/* Pairs with af_session_report(), which may look from now on. */
 	smp_store_release(&s->child_pid, get_task_pid(child, PIDTYPE_TGID));
 	WRITE_ONCE(s->forked_ns, ktime_get_ns());
 	set_bit(AF_FORKED, &s->flags);
 	set_bit(AF_FLUSHED, &s->flags);
-	if (!atomic_long_read(&s->count[AF_N_PARKED])) {
-		session_close(s);
-		return;
-	}
 
-	get_task_struct(child);
-	WRITE_ONCE(s->task, child);
+	WRITE_ONCE(s->task, get_task_struct(child));
 	/* Pairs with af_session_doom(): one of us sees the other. */
 	smp_mb();
 	if (test_bit(AF_ABORTED, &s->flags))
 		kill_child(s);
-
-	session_hold(s);
-	/* Cannot fail: the child has not run, so it is not exiting. */
-	if (WARN_ON_ONCE(task_work_add(child, &s->child_work, TWA_RESUME))) {
-		af_session_put(s);
-		af_session_doom(s);
-	}
-	for (i = 0; i < s->helpers; i++) {
-		session_hold(s);
-		queue_work(wq, &s->helper[i].work);
-	}
-	session_close(s);
-}
-
-/* The fork has failed: exit_mmap() of the half-made child. May sleep. */
-void af_session_failed(struct af_session *s)
-{
-	session_close(s);
-	af_session_abort(s);
 }
 
 /**
@@ -393,18 +351,6 @@ void af_session_doom(struct af_session *s)
 	smp_mb__after_atomic();
 	if (READ_ONCE(s->task))
 		kill_child(s);
-}
-
-/**
- * af_session_abort - give every parked chunk back uncopied
- * @s: session whose child is doomed, dying, or never came to be
- *
- * Needs no memory. On return no chunk is parked or BUSY.
- */
-void af_session_abort(struct af_session *s)
-{
-	set_bit(AF_ABORTED, &s->flags);
-	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_CHILD, false);
 }
 
 /**
@@ -458,12 +404,12 @@ void af_session_sum(struct asyncfork_stats *st)
 
 int af_session_init(void)
 {
-	wq = alloc_workqueue("asyncfork", WQ_UNBOUND, 0);
-	return wq ? 0 : -ENOMEM;
+	af_wq = alloc_workqueue("asyncfork", WQ_UNBOUND, 0);
+	return af_wq ? 0 : -ENOMEM;
 }
 
 void af_session_exit(void)
 {
-	destroy_workqueue(wq);
+	destroy_workqueue(af_wq);
 	rcu_barrier();
 }

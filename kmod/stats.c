@@ -11,6 +11,7 @@
 #include <linux/timekeeping.h>
 
 #include "session.h"
+#include "stats.h"
 
 #define CREATE_TRACE_POINTS
 #include "trace.h"
@@ -215,11 +216,6 @@ void af_stats_fill(struct asyncfork_stats *st)
 	spin_lock(&stats_lock);
 	*st = total;
 	spin_unlock(&stats_lock);
-	/* A session that ends right here is missing once, never twice. */
-	af_session_sum(st);
-	st->running = af_session_running();
-	st->switched_off = READ_ONCE(af_off);
-	st->enabled = READ_ONCE(af_enabled);
 }
 
 void af_stats_recent(struct asyncfork_recent *recent)

@@ -7,38 +7,17 @@
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 
-#include <linux/bpf.h>
-#include <linux/btf.h>
-#include <linux/kallsyms.h>
 #include <linux/kprobes.h>
 #include <linux/module.h>
 #include <linux/sizes.h>
 
 #include "compat/compat.h"
-#include "session.h"
+#include "fault.h"
 #include "symbols.h"
 
-/*
- * These find and read the type information that tells whether it is safe to
- * call a function, so they are called before they are checked themselves. The
- * prototypes are from the headers of the very build of the kernel that the
- * module's vermagic ties it to, and have not changed from 6.1 to 7.2.
- */
-DEFINE_STATIC_CALL_NULL(lookup_name, kallsyms_lookup_name);
-DEFINE_STATIC_CALL_NULL(lookup_size, kallsyms_lookup_size_offset);
-DEFINE_STATIC_CALL_NULL(get_btf, bpf_get_btf_vmlinux);
-DEFINE_STATIC_CALL_NULL(btf_find, btf_find_by_name_kind);
-DEFINE_STATIC_CALL_NULL(btf_name, btf_name_by_offset);
-
-DEFINE_STATIC_CALL_NULL(af_copy_page_range, copy_page_range);
-DEFINE_STATIC_CALL_NULL(af_p4d_alloc, __p4d_alloc);
-DEFINE_STATIC_CALL_NULL(af_pud_alloc, __pud_alloc);
-DEFINE_STATIC_CALL_NULL(af_pmd_alloc, __pmd_alloc);
-DEFINE_STATIC_CALL_NULL(af_flush_tlb_mm_range, flush_tlb_mm_range);
-DEFINE_STATIC_CALL_NULL(af_swap_dup_entry, AF_SWAP_DUP);
-#ifdef CONFIG_MEMORY_FAILURE
-DEFINE_STATIC_CALL_NULL(af_memory_failure, memory_failure);
-#endif
+#define AF_CALL(stage, fn)	DEFINE_STATIC_CALL_NULL(af_call_##fn, fn);
+#include "compat/call_list.h"
+#undef AF_CALL
 
 /* The kernel's list of mms with swap entries. */
 spinlock_t *af_mmlist_lock;
@@ -51,7 +30,7 @@ spinlock_t *af_mmlist_lock;
  */
 unsigned long af_symbol(const char *name)
 {
-	unsigned long addr = static_call(lookup_name)(name);
+	unsigned long addr = af_call(kallsyms_lookup_name)(name);
 
 	if (!addr)
 		pr_err("kernel symbol %s not found\n", name);
@@ -88,7 +67,7 @@ static int put_type(char *buf, size_t size, const struct btf *btf, u32 id)
 			stars++;
 			name = "";
 		} else if (btf_kind(t) == BTF_KIND_TYPEDEF) {
-			name = static_call(btf_name)(btf, t->name_off);
+			name = af_call(btf_name_by_offset)(btf, t->name_off);
 		} else if (btf_kind(t) != BTF_KIND_CONST &&
 			   btf_kind(t) != BTF_KIND_VOLATILE &&
 			   btf_kind(t) != BTF_KIND_RESTRICT &&
@@ -102,7 +81,7 @@ static int put_type(char *buf, size_t size, const struct btf *btf, u32 id)
 	} else if (btf_kind(t) != BTF_KIND_INT) {
 		/* No tag: that of the typedef, if any. */
 		if (t->name_off)
-			name = static_call(btf_name)(btf, t->name_off);
+			name = af_call(btf_name_by_offset)(btf, t->name_off);
 	} else if (btf_int_encoding(t) & BTF_INT_BOOL) {
 		name = "bool";
 	} else if (t->size == 1) {
@@ -142,14 +121,61 @@ static const struct proto protos[] = {
 
 #undef AF_PROTO
 
-/* A hook without a row does not compile; nor does a call, see AF_RESOLVE(). */
-#define AF_HOOK(fn)		AF_PROTO_##fn,
-#define AF_HOOK_VERDICT(fn)	AF_HOOK(fn)
-#define AF_HOOK_ALWAYS(fn)	AF_HOOK(fn)
+/* AF_PROTO_name: a hook or a call without a row does not compile. */
+#define AF_PROTO(fn, text)	AF_PROTO_##fn,
 
-static const enum af_proto_row hook_rows[] __maybe_unused = {
-#include "compat/hook_list.h"
+enum af_proto_row {
+#include "compat/proto_list.h"
 };
+
+#undef AF_PROTO
+
+#define AF_HOOK(kind, fn)	AF_PROTO_##fn,
+#define AF_CALL(stage, fn)	AF_PROTO_##fn,
+
+static const enum af_proto_row needed_rows[] __maybe_unused = {
+#include "compat/hook_list.h"
+#include "compat/call_list.h"
+};
+
+#undef AF_HOOK
+#undef AF_CALL
+
+enum stage { TYPES, CHECKED };
+
+struct call {
+	enum stage stage;
+	const char *name;
+	struct static_call_key *key;
+	void *tramp;
+};
+
+#define AF_CALL(stage, fn)						\
+	{ stage, #fn, &STATIC_CALL_KEY(af_call_##fn),			\
+	  STATIC_CALL_TRAMP_ADDR(af_call_##fn) },
+
+static const struct call call_list[] = {
+#include "compat/call_list.h"
+};
+
+#undef AF_CALL
+
+/* Point the static calls of a stage at the kernel's functions. */
+static int resolve(enum stage stage)
+{
+	const struct call *c;
+	unsigned long addr;
+
+	for (c = call_list; c < call_list + ARRAY_SIZE(call_list); c++) {
+		if (c->stage != stage)
+			continue;
+		addr = af_symbol(c->name);
+		if (!addr)
+			return -ENOENT;
+		__static_call_update(c->key, c->tramp, (void *)addr);
+	}
+	return 0;
+}
 
 #define PROTO_MAX	128
 
@@ -185,7 +211,7 @@ static const char *expected(const struct proto *p)
 
 static int check_proto(const struct btf *btf, const struct proto *p)
 {
-	s32 id = static_call(btf_find)(btf, p->name, BTF_KIND_FUNC);
+	s32 id = af_call(btf_find_by_name_kind)(btf, p->name, BTF_KIND_FUNC);
 	const struct btf_type *t;
 	char have[PROTO_MAX];
 	size_t n;
@@ -216,7 +242,7 @@ static int check_proto(const struct btf *btf, const struct proto *p)
 
 static bool member_fits(const struct btf *btf, const struct af_member *m)
 {
-	s32 id = static_call(btf_find)(btf, m->type, BTF_KIND_STRUCT);
+	s32 id = af_call(btf_find_by_name_kind)(btf, m->type, BTF_KIND_STRUCT);
 	const struct btf_member *member;
 	const struct btf_type *t;
 	const char *name;
@@ -226,7 +252,7 @@ static bool member_fits(const struct btf *btf, const struct af_member *m)
 		return false;
 	t = btf_type_by_id(btf, id);
 	for_each_member(i, t, member) {
-		name = static_call(btf_name)(btf, member->name_off);
+		name = af_call(btf_name_by_offset)(btf, member->name_off);
 		if (!strcmp(name, m->member))
 			return __btf_member_bit_offset(t, member) ==
 			       m->offset * BITS_PER_BYTE;
@@ -240,7 +266,7 @@ static bool member_fits(const struct btf *btf, const struct af_member *m)
  */
 static int check_types(void)
 {
-	struct btf *btf = af_fault() ? NULL : static_call(get_btf)();
+	struct btf *btf = af_fault() ? NULL : af_call(bpf_get_btf_vmlinux)();
 	const struct af_member *m;
 	const struct proto *p;
 	int ret;
@@ -276,32 +302,20 @@ int af_symbols_init(void)
 
 	if (!addr)
 		return -ENOENT;
-	static_call_update(lookup_name, (void *)addr);
+	static_call_update(af_call_kallsyms_lookup_name, (void *)addr);
 
-	if (!AF_RESOLVE(lookup_size, kallsyms_lookup_size_offset) ||
-	    !AF_RESOLVE(get_btf, bpf_get_btf_vmlinux) ||
-	    !AF_RESOLVE(btf_find, btf_find_by_name_kind) ||
-	    !AF_RESOLVE(btf_name, btf_name_by_offset))
-		return -ENOENT;
-	/* Nothing else is called before this. */
+	ret = resolve(TYPES);
+	if (ret)
+		return ret;
 	ret = check_types();
 	if (ret)
 		return ret;
-
-	if (!AF_RESOLVE(af_copy_page_range, copy_page_range) ||
-	    !AF_RESOLVE(af_p4d_alloc, __p4d_alloc) ||
-	    !AF_RESOLVE(af_pud_alloc, __pud_alloc) ||
-	    !AF_RESOLVE(af_pmd_alloc, __pmd_alloc) ||
-	    !AF_RESOLVE(af_flush_tlb_mm_range, flush_tlb_mm_range) ||
-	    !AF_RESOLVE(af_swap_dup_entry, AF_SWAP_DUP))
-		return -ENOENT;
-#ifdef CONFIG_MEMORY_FAILURE
-	if (!AF_RESOLVE(af_memory_failure, memory_failure))
-		return -ENOENT;
-#endif
+	ret = resolve(CHECKED);
+	if (ret)
+		return ret;
 
 	af_mmlist_lock = (spinlock_t *)af_symbol("mmlist_lock");
-	return af_mmlist_lock ? af_ptlock_resolve() : -ENOENT;
+	return af_mmlist_lock ? af_ptlock_init() : -ENOENT;
 }
 
 /* Does @caller hold a CALL or JMP rel32 to @callee? */
@@ -310,7 +324,7 @@ static bool calls(unsigned long caller, unsigned long callee)
 	unsigned long size, offset, ip, target;
 	s32 offset32;
 
-	if (!static_call(lookup_size)(caller, &size, &offset) ||
+	if (!af_call(kallsyms_lookup_size_offset)(caller, &size, &offset) ||
 	    offset || size > SZ_64K)
 		return false;
 

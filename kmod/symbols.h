@@ -9,29 +9,28 @@
 #ifndef _AF_SYMBOLS_H
 #define _AF_SYMBOLS_H
 
+#include <linux/bpf.h>
+#include <linux/btf.h>
+#include <linux/kallsyms.h>
 #include <linux/mm.h>
 #include <linux/static_call.h>
 #include <linux/stringify.h>
 
 #include "compat/compat.h"
 
-DECLARE_STATIC_CALL(af_copy_page_range, copy_page_range);
-DECLARE_STATIC_CALL(af_p4d_alloc, __p4d_alloc);
-DECLARE_STATIC_CALL(af_pud_alloc, __pud_alloc);
-DECLARE_STATIC_CALL(af_pmd_alloc, __pmd_alloc);
-DECLARE_STATIC_CALL(af_flush_tlb_mm_range, flush_tlb_mm_range);
+#define AF_CALL(stage, fn)	DECLARE_STATIC_CALL(af_call_##fn, fn);
+#include "compat/call_list.h"
+#undef AF_CALL
 
-DECLARE_STATIC_CALL(af_swap_dup_entry, AF_SWAP_DUP);
-#ifdef CONFIG_MEMORY_FAILURE
-DECLARE_STATIC_CALL(af_memory_failure, memory_failure);
-#endif
+/* @fn: a function of compat/call_list.h, or a macro for its name */
+#define af_call(fn)	static_call(__PASTE(af_call_, fn))
 
 extern spinlock_t *af_mmlist_lock;
 
 /* One more sharer of a swap entry; 0 or an errno. Takes spinlocks only. */
 static inline int af_swap_dup(pte_t pte)
 {
-	return static_call(af_swap_dup_entry)(softleaf_from_pte(pte));
+	return af_call(AF_SWAP_DUP)(softleaf_from_pte(pte));
 }
 
 /* A direct call that the hooks rely on; the list ends with an empty entry. */
@@ -51,29 +50,6 @@ struct af_member {
 };
 
 extern const struct af_member af_expected_members[];
-
-/* AF_PROTO_name: compat/proto_list.h has a row for it. */
-#define AF_PROTO(fn, text)	AF_PROTO_##fn,
-
-enum af_proto_row {
-#include "compat/proto_list.h"
-};
-
-#undef AF_PROTO
-
-/*
- * Point a static call at the kernel's function; false: there is none. @fn: its
- * name, or a macro for it.
- */
-#define AF_RESOLVE(key, fn)						\
-({									\
-	static_assert(__PASTE(AF_PROTO_, fn) >= 0);			\
-	unsigned long addr_ = af_symbol(__stringify(fn));		\
-									\
-	if (addr_)							\
-		static_call_update(key, (void *)addr_);			\
-	addr_;								\
-})
 
 unsigned long af_symbol(const char *name);
 int af_symbols_init(void);

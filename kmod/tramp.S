@@ -4,7 +4,8 @@
  *
  * On the stack: return address into the hooked function, above it the one
  * into its caller. Without sessions and armed threads a hook costs one compare,
- * but for AF_HOOK_ALWAYS. Argument registers are kept for the hooked function.
+ * but for the kind ALWAYS (compat/hook_list.h). Argument registers are kept for
+ * the hooked function.
  */
 #include <linux/linkage.h>
 #include <asm/asm-offsets.h>
@@ -38,7 +39,7 @@
 .endm
 
 /* Pre-work, then the hooked function runs. */
-.macro HOOK name
+.macro HOOK_BEFORE name
 SYM_FUNC_START(af_tramp_\name)
 	ENDBR
 	RETURN_IF_IDLE
@@ -53,7 +54,7 @@ SYM_FUNC_END(af_tramp_\name)
  * The hook decides (struct af_verdict in RAX:RDX): RDX nonzero returns RAX to
  * the caller, past the hooked function.
  */
-.macro HOOK_VERDICT name idle=1
+.macro VERDICT name idle
 SYM_FUNC_START(af_tramp_\name)
 	ENDBR
 	.if \idle
@@ -73,9 +74,15 @@ SYM_FUNC_START(af_tramp_\name)
 SYM_FUNC_END(af_tramp_\name)
 .endm
 
+.macro HOOK_VERDICT name
+	VERDICT \name 1
+.endm
+
+.macro HOOK_ALWAYS name
+	VERDICT \name 0
+.endm
+
 	.text
 
-#define AF_HOOK(fn)		HOOK fn
-#define AF_HOOK_VERDICT(fn)	HOOK_VERDICT fn
-#define AF_HOOK_ALWAYS(fn)	HOOK_VERDICT fn idle=0
+#define AF_HOOK(kind, fn)	HOOK_##kind fn
 #include "compat/hook_list.h"

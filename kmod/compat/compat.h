@@ -299,9 +299,9 @@ static inline void af_pte_free(struct mm_struct *mm, pgtable_t table)
 #endif
 
 #if ALLOC_SPLIT_PTLOCKS
-int af_ptlock_resolve(void);
+int af_ptlock_init(void);
 #else
-static inline int af_ptlock_resolve(void)
+static inline int af_ptlock_init(void)
 {
 	return 0;
 }
@@ -325,25 +325,11 @@ static inline bool af_mm_uffd_moves(struct mm_struct *mm)
 	return false;
 }
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
-/* fs/userfaultfd.c keeps this private; we read ->mm only. */
-struct userfaultfd_ctx {
-	wait_queue_head_t wqh[4];
-	seqcount_spinlock_t refile_seq;
-	refcount_t refcount;
-	unsigned int flags;
-	unsigned int features;
-	bool released;
-	atomic_t mmap_changing;
-	struct mm_struct *mm;
-};
-#endif
-
 /*
  * Direct call hooks. FTRACE_OPS_FL_PERMANENT keeps kernel.ftrace_enabled from
  * taking them away. 6.1 has one ftrace_ops for all of them, which has the flag.
  * 6.12's register_ftrace_direct() overwrites the flags, so it is set again;
- * af_hooks_init() looks afterwards whether all hooks are still live.
+ * af_attach() looks afterwards whether all hooks are still live.
  */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
 static inline int af_ftrace_attach(struct ftrace_ops *ops, unsigned long ip,

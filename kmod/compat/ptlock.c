@@ -15,10 +15,6 @@
 #error "asyncfork: kernels with lock debugging: 6.12 only"
 #endif
 
-DEFINE_STATIC_CALL_NULL(pte_table_alloc, pte_alloc_one);
-DEFINE_STATIC_CALL_NULL(lock_alloc, ptlock_alloc);
-DEFINE_STATIC_CALL_NULL(lock_free, ptlock_free);
-
 #ifdef CONFIG_DEBUG_LOCK_ALLOC
 /* The kernel's own class: a table may outlive the module. */
 static struct lockdep_map lock_map;
@@ -30,7 +26,7 @@ static void set_class(struct ptdesc *table)
 
 static int learn_class(void)
 {
-	pgtable_t table = static_call(pte_table_alloc)(current->mm);
+	pgtable_t table = af_call(pte_alloc_one)(current->mm);
 
 	if (!table)
 		return -ENOMEM;
@@ -61,7 +57,7 @@ pgtable_t af_pte_alloc(struct mm_struct *mm, gfp_t gfp)
 	/* It asks for memory with GFP_KERNEL, whatever we may. */
 	if (!gfpflags_allow_blocking(gfp))
 		noreclaim = memalloc_noreclaim_save();
-	locked = static_call(lock_alloc)(page_ptdesc(page));
+	locked = af_call(ptlock_alloc)(page_ptdesc(page));
 	if (!gfpflags_allow_blocking(gfp))
 		memalloc_noreclaim_restore(noreclaim);
 	if (!locked) {
@@ -77,23 +73,19 @@ pgtable_t af_pte_alloc(struct mm_struct *mm, gfp_t gfp)
 
 void af_pte_free(struct mm_struct *mm, pgtable_t table)
 {
-	static_call(lock_free)(page_ptdesc(table));
+	af_call(ptlock_free)(page_ptdesc(table));
 	__folio_clear_pgtable(page_folio(table));
 	lruvec_stat_sub_folio(page_folio(table), NR_PAGETABLE);
 	__free_page(table);
 }
 
 /**
- * af_ptlock_resolve - find what af_pte_alloc() calls
+ * af_ptlock_init - learn what af_pte_alloc() needs to know
  *
- * Return: 0, -ENOENT after naming the symbol that is missing, or -ENOMEM.
+ * Return: 0 or -ENOMEM.
  */
-int af_ptlock_resolve(void)
+int af_ptlock_init(void)
 {
-	if (!AF_RESOLVE(pte_table_alloc, pte_alloc_one) ||
-	    !AF_RESOLVE(lock_alloc, ptlock_alloc) ||
-	    !AF_RESOLVE(lock_free, ptlock_free))
-		return -ENOENT;
 	return learn_class();
 }
 #endif

@@ -14,11 +14,11 @@
 //!
 //! | here | there |
 //! |---|---|
-//! | `park.rs` | `park.c`; `device.c`: af_device_fork(); `session.c`: af_session_create(), af_session_parked(), af_session_forked(), af_session_failed(); `hooks.c`: af_hook_uprobe_dup_mmap(), probe_fork() |
-//! | `pull.rs` | `pull.c`: af_sync_range(), af_pull_range(), pull_chunk(), sync_cpus(), attach(); `session.c`: af_session_chunk_done(), af_session_abort() |
-//! | `session.rs` | `session.c`: af_session_find(), af_session_put(), session_close(), try_finish(), af_session_doom() |
-//! | `child.rs` | `pull.c`: af_pull_child(); `hooks.c`: af_hook_exit_mmap() of a child |
-//! | `hooks.rs` | `hooks.c`: the other hooks; `poison.c`; helper and timeout of `session.c`; TLB, GUP-fast and scheduler |
+//! | `park.rs` | `park.c`; `fork.c`: af_fork_begin(), af_fork_done(), af_fork_failed(); `session.c`: af_session_create(), af_session_parked(), af_session_forked(); `hooks.c`: af_hook_uprobe_dup_mmap(); `attach.c`: probe_fork() |
+//! | `pull.rs` | `pull.c`: af_sync_range(), af_pull_range(), pull_chunk(), claim(), finish(), sync_cpus(), attach(), af_pull_abort(); `session.c`: af_session_chunk_done() |
+//! | `session.rs` | `session.c`: af_session_find(), af_session_put(), af_session_close(), try_finish(), af_session_doom() |
+//! | `child.rs` | `workers.c`: pull_child(); `hooks.c`: af_hook_exit_mmap() of a child |
+//! | `hooks.rs` | `hooks.c`: the other hooks; `poison.c`; helper and timeout of `workers.c`; TLB, GUP-fast and scheduler |
 //! | [`state::Pc`] | the steps in the order of the code |
 //!
 //! # Rules

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The forking thread: `device.c`, `park.c`, and af_session_forked() or af_session_failed().
+//! The forking thread: `fork.c` and `park.c`.
 
 use crate::scenario::{Mutation, Role};
 use crate::state::*;
@@ -59,7 +59,7 @@ impl Thread<'_> {
         &mut self.st.anon_lock[usize::from(r)]
     }
 
-    /// range_add()
+    /// af_ranges_add()
     pub fn park_range(&mut self) -> Rule {
         let range = self.range_of(self.a.chunk);
         self.ses()?.ranges = range + 1;
@@ -258,7 +258,7 @@ impl Thread<'_> {
         self.st.vma_lock.iter_mut().for_each(|l| *l = (*l).max(0));
         self.a.flag |= self.choice == 1;
         if self.a.flag {
-            // CLOSED is not set: af_session_failed().
+            // CLOSED is not set: af_fork_failed().
             let first = match self.p.dropped {
                 Some(Mutation::FailNoClose) => Pc::FailAbort,
                 Some(Mutation::CloseLooksFirst) => Pc::CloseLook,

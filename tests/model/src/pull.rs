@@ -45,7 +45,7 @@ impl Thread<'_> {
         Ok(&mut self.ses()?.word[at])
     }
 
-    /// The loop over ranges: `parked`, then range_at().
+    /// The loop over ranges: `parked`, then af_ranges_find().
     pub fn pull_parked(&mut self) -> Rule {
         let range = self.range_of(self.a.pull.chunk);
         let unseen = self.a.pull.locked && self.dropped(Mutation::FlushedUnseen);
@@ -174,7 +174,7 @@ impl Thread<'_> {
             });
             return;
         }
-        // af_session_abort(): AF_ABORTED is set already.
+        // af_pull_abort(): AF_ABORTED is set already.
         let p = self.a.pull;
         self.a.pull = Pull {
             chunk: 0,

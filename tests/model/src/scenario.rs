@@ -319,9 +319,9 @@ mutations! {
     FailNoAbort,
     /// A failed fork does not close.
     FailNoClose,
-    /// session_close() looks at `parked` before it sets AF_CLOSED.
+    /// af_session_close() looks at `parked` before it sets AF_CLOSED.
     CloseLooksFirst,
-    /// session_close() leaves the finish to the last puller.
+    /// af_session_close() leaves the finish to the last puller.
     CloseNoFinish,
     /// try_finish() does not look at AF_CLOSED.
     FinishUnclosed,

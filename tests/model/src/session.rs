@@ -92,7 +92,7 @@ impl Thread<'_> {
         Ok(())
     }
 
-    /// `session_close()`, then on to `after`.
+    /// `af_session_close()`, then on to `after`.
     pub fn start_close(&mut self, after: Pc) {
         self.a.fin = after;
         let look = self.dropped(Mutation::CloseLooksFirst);

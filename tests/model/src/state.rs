@@ -173,7 +173,7 @@ steps! {
     FindLook,
     FindGet,
 
-    // af_hook_uprobe_dup_mmap(), af_device_fork(), af_session_create()
+    // af_hook_uprobe_dup_mmap(), af_fork_begin(), af_session_create()
     ForkLock,
     ForkPutOld,
     ForkDisarm,
@@ -206,12 +206,12 @@ steps! {
     ForkedHelper,
     ForkPut,
     ForkWake,
-    // af_hook_exit_mmap() of the half-made child, af_session_failed()
+    // af_hook_exit_mmap() of the half-made child, af_fork_failed()
     FailAbort,
     FailPut,
     FailFree,
 
-    // session_close()
+    // af_session_close()
     CloseLook,
     Close,
     // try_finish()
@@ -252,7 +252,7 @@ steps! {
     DoomTask,
     DoomKill,
 
-    // child_work(), af_pull_child(), return to user mode
+    // child_work(), pull_child(), return to user mode
     ChildStart,
     ChildLook,
     ChildKill,

@@ -1,0 +1,17 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* The device: arm a thread's next fork, report on it */
+#ifndef _AF_DEVICE_H
+#define _AF_DEVICE_H
+
+#include "uapi/asyncfork.h"
+
+struct af_file;
+struct af_session;
+
+struct af_file *af_device_take(struct asyncfork_arm *arm);
+void af_device_tell(struct af_file *f, struct af_session *s,
+		    enum asyncfork_reason reason);
+int af_device_init(void);
+void af_device_exit(void);
+
+#endif /* _AF_DEVICE_H */

@@ -1,0 +1,22 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Failing allocations and slow tasks, for tests: nothing unless built with AF_FAULTS=1 */
+#ifndef _AF_FAULT_H
+#define _AF_FAULT_H
+
+#include <linux/types.h>
+
+#ifdef AF_FAULTS
+bool af_fault(void);
+void af_linger(void);
+#else
+static inline bool af_fault(void)
+{
+	return false;
+}
+
+static inline void af_linger(void)
+{
+}
+#endif
+
+#endif /* _AF_FAULT_H */
