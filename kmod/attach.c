@@ -12,12 +12,11 @@
 #include <linux/sched.h>
 #include <linux/tracepoint.h>
 
+#include "active.h"
 #include "attach.h"
-#include "busy.h"
 #include "compat/compat.h"
 #include "fault.h"
-#include "fork.h"
-#include "session.h"
+#include "hooks.h"
 #include "symbols.h"
 
 /* tramp.S: addresses only, never called from C. */
@@ -107,26 +106,9 @@ static void hooks_detach(unsigned int n)
 	 * out, then the count drains, then the last instructions are left.
 	 */
 	synchronize_rcu_tasks();
-	while (af_hooks_busy())
+	while (af_tasks_in_hooks())
 		msleep(20);
 	synchronize_rcu_tasks();
-}
-
-/* In kernel_clone(), before the child may run; must not sleep. */
-static void probe_fork(void *data, struct task_struct *parent,
-		       struct task_struct *child)
-{
-	struct af_session *s;
-
-	if (!READ_ONCE(af_active) || !child->mm)
-		return;
-	s = af_session_find(child->mm, AF_CHILD, false);
-	if (!s)
-		return;
-	af_linger();
-	if (!test_bit(AF_CLOSED, &s->flags))
-		af_fork_done(s, child);
-	af_session_put(s);
 }
 
 static struct tracepoint *fork_tracepoint;
@@ -144,21 +126,21 @@ static int probe_attach(void)
 		pr_err("tracepoint sched_process_fork not found\n");
 		return -ENOENT;
 	}
-	return tracepoint_probe_register(fork_tracepoint, probe_fork, NULL);
+	return tracepoint_probe_register(fork_tracepoint, af_probe_fork, NULL);
 }
 
 static void probe_detach(void)
 {
-	tracepoint_probe_unregister(fork_tracepoint, probe_fork, NULL);
+	tracepoint_probe_unregister(fork_tracepoint, af_probe_fork, NULL);
 	tracepoint_synchronize_unregister();
 }
 
 /**
- * af_attach - attach every hook, or none
+ * af_hooks_attach - attach every hook, or none
  *
  * Return: 0, or an errno after a line that says what is in the way.
  */
-int af_attach(void)
+int af_hooks_attach(void)
 {
 	unsigned int n;
 	int ret;
@@ -183,7 +165,7 @@ detach:
 }
 
 /* No session and no armed thread is left: they hold the module. */
-void af_detach(void)
+void af_hooks_detach(void)
 {
 	hooks_detach(ARRAY_SIZE(hooks));
 	probe_detach();

@@ -3,7 +3,7 @@
 #ifndef _AF_ATTACH_H
 #define _AF_ATTACH_H
 
-int af_attach(void);
-void af_detach(void);
+int af_hooks_attach(void);
+void af_hooks_detach(void);
 
 #endif /* _AF_ATTACH_H */

@@ -35,12 +35,12 @@ static struct vm_area_struct unpinned_vma = { .vm_mm = &unpinned_mm };
  * @dst_vma: has the child's mm, and no more
  * @anon: pages that the child maps now
  * @swap: swap entries that it has now
- * @odd: there was something else than plain pages
+ * @mixed: there was something else than plain pages
  */
 struct copy {
 	struct vm_area_struct dst_vma;
 	long anon, swap;
-	bool odd;
+	bool mixed;
 };
 
 /* As copy_present_ptes() does it for a private mapping. */
@@ -52,13 +52,13 @@ static int copy_present(struct copy *c, pte_t *src, pte_t *dst, pte_t pte,
 
 	if (pte_special(pte)) {
 		/* The zero page, or no page of the kernel's: not counted. */
-		c->odd |= !is_zero_pfn(pte_pfn(pte));
+		c->mixed |= !is_zero_pfn(pte_pfn(pte));
 	} else {
 		page = pfn_to_page(pte_pfn(pte));
 		folio = page_folio(page);
 		if (!folio_test_anon(folio))
 			return -EINVAL;
-		c->odd |= folio_test_large(folio) || folio_test_ksm(folio);
+		c->mixed |= folio_test_large(folio) || folio_test_ksm(folio);
 		folio_get(folio);
 		/* Cannot fail: see unpinned_vma. */
 		if (af_dup_anon_rmap(page, &c->dst_vma, &unpinned_vma)) {
@@ -83,7 +83,7 @@ static int copy_leaf(struct copy *c, pte_t *src, pte_t *dst, pte_t pte,
 	struct page *page;
 	pte_t shared = pte;
 
-	c->odd = true;
+	c->mixed = true;
 	switch (af_leaf_kind(pte)) {
 	case AF_LEAF_SWAP:
 		/* Fails where a count of sharers needs memory and gets none. */
@@ -175,8 +175,8 @@ int af_copy(struct af_session *s, pmd_t saved, pgtable_t table,
 		af_rss_add(child, MM_SWAPENTS, c.swap);
 		mmlist_add(child, af_mm(s, AF_PARENT));
 	}
-	if (c.odd)
-		af_count_add(s, AF_N_ODD, 1);
+	if (c.mixed)
+		af_count_add(s, AF_N_MIXED, 1);
 	af_linger();
 	return ret;
 }

@@ -20,6 +20,7 @@
 #include <linux/slab.h>
 #include <linux/uaccess.h>
 
+#include "active.h"
 #include "device.h"
 #include "fault.h"
 #include "params.h"
@@ -52,6 +53,9 @@ struct af_file {
 	struct asyncfork_report report;
 	struct pid *parent_pid;
 };
+
+/* The report in version 2. */
+#define REPORT_MIN	offsetofend(struct asyncfork_report, pulls)
 
 static DEFINE_HASHTABLE(armed, 6);	/* the newest ARM of each thread */
 static DEFINE_SPINLOCK(armed_lock);	/* guards armed, af_file.node to .exec_id */
@@ -140,25 +144,18 @@ struct af_file *af_device_take(struct asyncfork_arm *arm)
  * af_device_tell - report what became of a fork to who had armed it
  * @f: what af_device_take() returned; its reference is taken
  * @s: session, its pin is taken; NULL: a stock fork
- * @reason: why, then
+ * @stock: the report, then
  *
  * Context: the forking thread.
  */
 void af_device_tell(struct af_file *f, struct af_session *s,
-		    enum asyncfork_reason reason)
+		    const struct asyncfork_report *stock)
 {
-	struct asyncfork_report report = {};
-	struct pid *pid = NULL;
+	struct pid *pid = s ? NULL : get_task_pid(current, PIDTYPE_TGID);
 
-	if (!s) {
-		report.outcome = ASYNCFORK_OUTCOME_STOCK;
-		report.reason = reason;
-		pid = get_task_pid(current, PIDTYPE_TGID);
-		get_task_comm(report.comm, current);
-	}
 	spin_lock(&f->lock);
 	swap(f->session, s);
-	f->report = report;
+	f->report = *stock;
 	swap(f->parent_pid, pid);
 	spin_unlock(&f->lock);
 	if (s)
@@ -207,6 +204,50 @@ static int dev_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
+/* The size that the caller's struct begins with; @min: that of version 2 */
+static long get_size(const void __user *arg, size_t min, size_t *size)
+{
+	u64 n;
+
+	if (get_user(n, (const u64 __user *)arg))
+		return -EFAULT;
+	if (n < min)
+		return -EINVAL;
+	if (n > PAGE_SIZE)
+		return -E2BIG;
+	*size = n;
+	return 0;
+}
+
+/* Read the caller's struct: what we do not know must be 0. */
+static long get_arg(void *to, size_t size, size_t min, const void __user *arg)
+{
+	size_t theirs;
+	long ret = get_size(arg, min, &theirs);
+
+	return ret ?: copy_struct_from_user(to, size, arg, theirs);
+}
+
+/* Fill @theirs bytes at @to; @from begins with its size, and has @size bytes. */
+static long put(void __user *to, size_t theirs, void *from, size_t size)
+{
+	size_t n = min(theirs, size);
+
+	*(u64 *)from = n;
+	if (copy_to_user(to, from, n) || clear_user(to + n, theirs - n))
+		return -EFAULT;
+	return 0;
+}
+
+/* Fill the caller's struct: what we do not know is 0, what he does not is left out. */
+static long put_arg(void __user *arg, void *from, size_t size, size_t min)
+{
+	size_t theirs;
+	long ret = get_size(arg, min, &theirs);
+
+	return ret ?: put(arg, theirs, from, size);
+}
+
 static long ioctl_version(void __user *arg)
 {
 	struct asyncfork_version v = {
@@ -215,16 +256,17 @@ static long ioctl_version(void __user *arg)
 				     AF_MAX_HELPERS),
 	};
 
-	return copy_to_user(arg, &v, sizeof(v)) ? -EFAULT : 0;
+	return put_arg(arg, &v, sizeof(v), offsetofend(typeof(v), features));
 }
 
 static long ioctl_arm(struct af_file *f, void __user *arg)
 {
 	struct asyncfork_arm arm;
-	long ret = 0;
+	long ret = get_arg(&arm, sizeof(arm), offsetofend(typeof(arm), min_rss),
+			   arg);
 
-	if (copy_from_user(&arm, arg, sizeof(arm)))
-		return -EFAULT;
+	if (ret)
+		return ret;
 	if (arm.flags || arm.helpers > AF_MAX_HELPERS ||
 	    arm.helpers > READ_ONCE(af_max_helpers))
 		return -EINVAL;
@@ -257,36 +299,60 @@ static long ioctl_report(struct af_file *f, void __user *arg)
 	spin_unlock(&f->lock);
 
 	if (s) {
-		af_session_report(s, ns, &report);
+		af_stats_report(s, ns, &report);
 		af_session_unpin(s);
 	}
-	return copy_to_user(arg, &report, sizeof(report)) ? -EFAULT : 0;
+	return put_arg(arg, &report, sizeof(report), REPORT_MIN);
 }
 
 static long ioctl_stats(void __user *arg)
 {
-	struct asyncfork_stats st = {};
+	struct asyncfork_stats *st = af_fault() ? NULL :
+				     kzalloc(sizeof(*st), GFP_KERNEL);
+	long ret;
 
-	af_stats_fill(&st);
+	if (!st)
+		return -ENOMEM;
+	af_stats_totals(st);
 	/* A session that ends right here is missing once, never twice. */
-	af_session_sum(&st);
-	st.running = af_session_running();
-	st.switched_off = READ_ONCE(af_off);
-	st.enabled = READ_ONCE(af_enabled);
-	return copy_to_user(arg, &st, sizeof(st)) ? -EFAULT : 0;
+	af_session_sum(st);
+	st->running = af_session_running();
+	st->switched_off = READ_ONCE(af_off);
+	st->enabled = READ_ONCE(af_enabled);
+	ret = put_arg(arg, st, sizeof(*st), offsetofend(typeof(*st), copy));
+	kfree(st);
+	return ret;
 }
 
 static long ioctl_recent(void __user *arg)
 {
-	struct asyncfork_recent *recent = kzalloc(sizeof(*recent), GFP_KERNEL);
+	struct asyncfork_report *entries;
+	struct asyncfork_recent recent;
+	size_t min = offsetofend(typeof(recent), count);
+	unsigned int i, n;
+	void __user *to;
 	long ret;
 
-	if (!recent)
+	ret = get_arg(&recent, sizeof(recent), min, arg);
+	if (ret)
+		return ret;
+	if (recent.entry_size < REPORT_MIN)
+		return -EINVAL;
+	if (recent.entry_size > PAGE_SIZE)
+		return -E2BIG;
+
+	entries = af_fault() ? NULL :
+		  kvcalloc(AF_RECENT, sizeof(*entries), GFP_KERNEL);
+	if (!entries)
 		return -ENOMEM;
-	af_stats_recent(recent);
-	ret = copy_to_user(arg, recent, sizeof(*recent)) ? -EFAULT : 0;
-	kfree(recent);
-	return ret;
+	n = af_stats_recent(entries, recent.count);
+	to = u64_to_user_ptr(recent.entries);
+	for (i = 0; i < n && !ret; i++, to += recent.entry_size)
+		ret = put(to, recent.entry_size, &entries[i], sizeof(*entries));
+	kvfree(entries);
+
+	recent.count = n;
+	return ret ?: put_arg(arg, &recent, sizeof(recent), min);
 }
 
 static long dev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)

@@ -10,7 +10,7 @@ struct af_session;
 
 struct af_file *af_device_take(struct asyncfork_arm *arm);
 void af_device_tell(struct af_file *f, struct af_session *s,
-		    enum asyncfork_reason reason);
+		    const struct asyncfork_report *stock);
 int af_device_init(void);
 void af_device_exit(void);
 

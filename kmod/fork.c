@@ -7,7 +7,6 @@
 #include <linux/err.h>
 #include <linux/mm.h>
 #include <linux/mmu_notifier.h>
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 
 #include "compat/compat.h"
@@ -82,10 +81,10 @@ static enum asyncfork_reason stock_reason(struct mm_struct *mm,
 	return ASYNCFORK_REASON_NONE;
 }
 
-static struct af_session *session(struct mm_struct *parent,
-				  struct mm_struct *child,
-				  const struct asyncfork_arm *arm,
-				  enum asyncfork_reason *reason)
+static struct af_session *start_session(struct mm_struct *parent,
+					struct mm_struct *child,
+					const struct asyncfork_arm *arm,
+					enum asyncfork_reason *reason)
 {
 	struct af_session *s;
 
@@ -111,7 +110,8 @@ static struct af_session *session(struct mm_struct *parent,
  */
 void af_fork_begin(struct mm_struct *parent, struct mm_struct *child)
 {
-	enum asyncfork_reason reason = ASYNCFORK_REASON_NONE;
+	struct asyncfork_report stock = {};
+	enum asyncfork_reason reason;
 	struct asyncfork_arm arm;
 	struct af_session *s;
 	struct af_file *f;
@@ -119,11 +119,11 @@ void af_fork_begin(struct mm_struct *parent, struct mm_struct *child)
 	f = af_device_take(&arm);
 	if (!f)
 		return;
-	s = session(parent, child, &arm, &reason);
+	s = start_session(parent, child, &arm, &reason);
 	if (!s)
-		af_stats_outcome(ASYNCFORK_OUTCOME_STOCK, reason);
+		af_stats_stock(reason, &stock);
 	/* The pin goes to the descriptor. */
-	af_device_tell(f, s, reason);
+	af_device_tell(f, s, &stock);
 }
 
 /**
@@ -135,8 +135,7 @@ void af_fork_begin(struct mm_struct *parent, struct mm_struct *child)
  */
 void af_fork_done(struct af_session *s, struct task_struct *child)
 {
-	af_session_forked(s, child);
-	if (atomic_long_read(&s->count[AF_N_PARKED]))
+	if (af_session_forked(s, child))
 		af_workers_start(s, child);
 	af_session_close(s);
 }

@@ -11,7 +11,7 @@
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 
-#include "busy.h"
+#include "active.h"
 #include "compat/compat.h"
 #include "compat/private.h"
 #include "fault.h"
@@ -156,7 +156,7 @@ AF_HOOK_FN(void, walk_page_vma, struct vm_area_struct *vma)
 }
 
 /*
- * A migration entry made before the park is looked for now, and only once.
+ * The end of a migration: an entry made before the park is searched for once, now.
  * The anon_vma root lock of the caller's rmap walk excludes parking. It may
  * be held for write: no reclaim. Nor more memory than anybody else gets:
  * table_alloc().
@@ -210,4 +210,24 @@ AF_HOOK_FN(void, __pte_alloc, struct mm_struct *mm, pmd_t *slot)
 	af_hook_enter();
 	af_sync_slot(mm, slot);
 	af_hook_leave();
+}
+
+/*
+ * Of the tracepoint sched_process_fork: in kernel_clone(), before the child may
+ * run; must not sleep.
+ */
+void af_probe_fork(void *data, struct task_struct *parent,
+		   struct task_struct *child)
+{
+	struct af_session *s;
+
+	if (!READ_ONCE(af_active) || !child->mm)
+		return;
+	s = af_session_find(child->mm, AF_CHILD, false);
+	if (!s)
+		return;
+	af_linger();
+	if (!test_bit(AF_CLOSED, &s->flags))
+		af_fork_done(s, child);
+	af_session_put(s);
 }

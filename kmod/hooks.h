@@ -13,11 +13,15 @@ struct af_verdict {
 	unsigned long skip;	/* RDX: nonzero: do not run it */
 };
 
-/* A function that only tramp.S calls, so that it is declared where it is. */
+/* Defines af_hook_FN(), which only tramp.S calls, so that it is declared there. */
 #define AF_HOOK_FN(type, fn, ...)					\
 	type af_hook_##fn(__VA_ARGS__);					\
 	type af_hook_##fn(__VA_ARGS__)
 
+struct task_struct;
+
+void af_probe_fork(void *data, struct task_struct *parent,
+		   struct task_struct *child);
 void af_hook_sync(struct mm_struct *mm, unsigned long start, unsigned long end,
 		  enum asyncfork_hook hook, bool locked);
 void af_hook_unmap(struct mm_struct *mm, unsigned long start,

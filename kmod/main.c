@@ -40,11 +40,14 @@ static int __init af_init(void)
 	ret = af_symbols_check_calls();
 	if (ret)
 		return ret;
+	ret = af_ptlock_init();
+	if (ret)
+		return ret;
 	af_copy_init();
 	ret = af_session_init();
 	if (ret)
 		return ret;
-	ret = af_attach();
+	ret = af_hooks_attach();
 	if (ret)
 		goto exit_session;
 	ret = af_device_init();
@@ -55,7 +58,7 @@ static int __init af_init(void)
 	return 0;
 
 detach:
-	af_detach();
+	af_hooks_detach();
 exit_session:
 	af_session_exit();
 	return ret;
@@ -65,7 +68,7 @@ exit_session:
 static void __exit af_exit(void)
 {
 	af_device_exit();
-	af_detach();
+	af_hooks_detach();
 	af_session_exit();
 }
 

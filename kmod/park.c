@@ -12,11 +12,14 @@
 #include <linux/timekeeping.h>
 
 #include "compat/compat.h"
+#include "fault.h"
 #include "params.h"
 #include "park.h"
 #include "poison.h"
+#include "range.h"
 #include "session.h"
 #include "symbols.h"
+#include "table.h"
 
 #define VM_INELIGIBLE							\
 	(VM_SHARED | VM_HUGETLB | VM_PFNMAP | VM_MIXEDMAP | VM_IO |	\
@@ -53,28 +56,14 @@ static bool chunk_bounds(struct vm_area_struct *vma, unsigned long *start,
 }
 
 /* A pull allocates no upper tables: the child gets them now. */
-static bool child_table(struct mm_struct *mm, unsigned long addr)
-{
-	pgd_t *pgd = pgd_offset(mm, addr);
-	p4d_t *p4d;
-	pud_t *pud;
-
-	if (pgd_none(*pgd) && af_call(__p4d_alloc)(mm, pgd, addr))
-		return false;
-	p4d = p4d_offset(pgd, addr);
-	if (p4d_none(*p4d) && af_call(__pud_alloc)(mm, p4d, addr))
-		return false;
-	pud = pud_offset(p4d, addr);
-	return !pud_none(*pud) || !af_call(__pmd_alloc)(mm, pud, addr);
-}
-
 static bool child_tables(struct mm_struct *mm, const struct af_range *r)
 {
-	unsigned long addr;
+	unsigned long b;
 
-	for (addr = r->start; addr < r->end; addr = af_next_pud(addr, r->end)) {
+	for (b = 0; b < r->nr_blocks; b++) {
 		cond_resched();
-		if (af_range_word(r, addr) && !child_table(mm, addr))
+		if (r->block[b].word &&
+		    (af_fault() || !af_pmd_make(mm, af_block_start(r, b))))
 			return false;
 	}
 	return true;
@@ -88,6 +77,7 @@ static struct af_range *side_array(struct af_session *s,
 {
 	struct af_range *r = af_range_alloc(src, start, end, &s->meta_bytes);
 
+	lockdep_assert(s->forker == current);
 	if (!r)
 		return NULL;
 	if (child_tables(dst->vm_mm, r) &&

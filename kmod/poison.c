@@ -12,7 +12,7 @@
 #include <linux/seqlock.h>
 #include <linux/spinlock.h>
 
-#include "busy.h"
+#include "active.h"
 #include "fault.h"
 #include "hooks.h"
 #include "poison.h"
@@ -63,8 +63,8 @@ static void guard_del(struct guard *g)
 
 /*
  * A park_range() that looked before it could see the guard made this odd before
- * it looked. It parks in no time; a large copy in the fork, which does so as well,
- * may take longer.
+ * it looked. Parking takes microseconds; a large copy in the fork, which makes it
+ * odd as well, may take longer.
  */
 static void wait_for_parking(struct mm_struct *mm)
 {

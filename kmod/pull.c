@@ -10,7 +10,6 @@
  */
 #include <linux/lockdep.h>
 #include <linux/mm.h>
-#include <linux/sched/mm.h>
 #include <linux/sched/signal.h>
 #include <linux/smp.h>
 #include <linux/timekeeping.h>
@@ -20,9 +19,11 @@
 #include "copy.h"
 #include "params.h"
 #include "pull.h"
+#include "range.h"
 #include "session.h"
 #include "stats.h"
 #include "symbols.h"
+#include "table.h"
 
 /* About one plain chunk's copy; then the waiter sleeps. */
 #define SPINS	2000
@@ -90,7 +91,7 @@ static void wait_done(unsigned long *word)
 
 static void set_done(unsigned long *word)
 {
-	/* Both trees are final. Pairs with the acquires of this file. */
+	/* Both trees are final. Pairs with the acquires here and in range.h. */
 	smp_store_release(word, AF_WORD_DONE);
 	/* Store before the check for waiters; pairs with prepare_to_wait(). */
 	smp_mb();
@@ -181,6 +182,7 @@ static void attach(struct af_session *s, enum af_role role,
 	pmd_t *pmd = af_pmd_slot(mm, addr);
 	bool whole = false;
 
+	/* No PMD table: as good as taken. */
 	if (pmd) {
 		spinlock_t *ptl = pmd_lock(mm, pmd);
 
@@ -215,13 +217,6 @@ static void count_pull(struct af_session *s, enum asyncfork_hook hook)
 	af_count_add(s, AF_N_PULLS + hook, 1);
 }
 
-/* The entry that pmd_populate() would make. */
-static pmd_t table_entry(pgtable_t table)
-{
-	return __pmd(((pmdval_t)page_to_pfn(table) << PAGE_SHIFT) |
-		     _PAGE_TABLE);
-}
-
 /* BUSY is ours. */
 static void copy_chunk(struct af_session *s, const struct af_range *r,
 		       unsigned long addr, pmd_t saved, pgtable_t table)
@@ -235,7 +230,7 @@ static void copy_chunk(struct af_session *s, const struct af_range *r,
 	if (ret)
 		af_session_doom(s);
 	/* Even a partial copy: exit_mmap() of the killed child drops it. */
-	attach(s, AF_CHILD, r, addr, table, table_entry(table));
+	attach(s, AF_CHILD, r, addr, table, af_table_entry(table));
 }
 
 /* The parent's pulls are timed; before the session may end with this one. */
@@ -249,7 +244,7 @@ static void count_time(struct af_session *s, unsigned long addr,
 /**
  * struct claim - a chunk that its claimer, and nobody else, makes DONE
  * @saved: its PMD
- * @table: for the child, with @copy; may be left over without a claim
+ * @table: for the child, with @copy
  * @copy: not only to be re-attached
  */
 struct claim {
@@ -258,56 +253,43 @@ struct claim {
 	bool copy;
 };
 
-/* A table for the child's copy; without memory the child is given up. */
-static bool get_table(struct af_session *s, struct claim *c)
+/*
+ * Make the chunk BUSY, whose word is @val. Sleeps only before that. Returns true
+ * with preemption off; false if somebody else has got it, or it was put back for
+ * lack of memory: then it is BUSY or DONE.
+ */
+static bool claim(struct af_session *s, unsigned long *word,
+		  unsigned long val, struct claim *c, bool locked)
 {
 	bool outsider = !current_is(s, AF_PARENT) && !current_is(s, AF_CHILD);
 
-	if (!c->table)
+	c->saved = __pmd(val);
+	c->copy = !test_bit(AF_ABORTED, &s->flags);
+	if (c->copy) {
 		c->table = af_table_get(&s->reserve, af_mm(s, AF_CHILD),
 					outsider);
-	return c->table;
-}
-
-/*
- * Make the chunk BUSY. Sleeps only before that. Returns false if somebody else
- * has claimed or done it, with what the word was then in @val; true with
- * preemption off.
- */
-static bool claim(struct af_session *s, unsigned long *word,
-		  unsigned long *val, struct claim *c, bool locked)
-{
-	for (;;) {
-		/* Pairs with set_done(). */
-		*val = smp_load_acquire(word);
-		if (*val <= AF_WORD_DONE)
-			return false;
-
-		c->copy = !test_bit(AF_ABORTED, &s->flags);
-		if (c->copy && !get_table(s, c)) {
-			if (READ_ONCE(*word) == *val) {
+		if (!c->table) {
+			if (READ_ONCE(*word) == val) {
 				/* Puts this chunk back, too. */
 				af_session_doom(s);
 				af_pull_abort(s);
 			}
-			continue;
+			return false;
 		}
-		if (c->copy)
-			sync_cpus(s, locked);
-
-		preempt_disable();
-		if (cmpxchg(word, *val, AF_WORD_BUSY) == *val)
-			break;
-		preempt_enable();
+		sync_cpus(s, locked);
 	}
-	c->saved = __pmd(*val);
-	return true;
+
+	preempt_disable();
+	if (cmpxchg(word, val, AF_WORD_BUSY) == val)
+		return true;
+	preempt_enable();
+	return false;
 }
 
 /* Copy a claimed chunk, or not, and give it back to the parent. */
-static void finish(struct af_session *s, const struct af_range *r,
-		   unsigned long addr, const struct claim *c,
-		   enum asyncfork_hook hook)
+static void complete_chunk(struct af_session *s, const struct af_range *r,
+			   unsigned long addr, const struct claim *c,
+			   enum asyncfork_hook hook)
 {
 	/* An abort waits for BUSY chunks, so this one may still be copied. */
 	if (c->copy) {
@@ -327,25 +309,27 @@ static void pull_chunk(struct af_session *s, const struct af_range *r,
 {
 	u64 start = ktime_get_ns();
 	struct claim c = {};
-	unsigned long val;
+	/* Pairs with set_done(). */
+	unsigned long val = smp_load_acquire(word);
 
-	if (claim(s, word, &val, &c, locked)) {
+	if (val > AF_WORD_DONE && claim(s, word, val, &c, locked)) {
 		lock_map_acquire(&chunk_busy);
-		finish(s, r, addr, &c, hook);
+		complete_chunk(s, r, addr, &c, hook);
 		lock_map_release(&chunk_busy);
 		set_done(word);
 		preempt_enable();
 		count_time(s, addr, hook, start);
 		af_session_chunk_done(s);
-		/* The copy has the table. */
-		if (c.copy)
-			return;
-	} else if (val == AF_WORD_BUSY) {
+		return;
+	}
+	/* Left over from a claim that was lost. */
+	if (c.table)
+		af_pte_free(af_mm(s, AF_CHILD), c.table);
+	/* Pairs with set_done(). */
+	if (smp_load_acquire(word) == AF_WORD_BUSY) {
 		wait_done(word);
 		count_time(s, addr, hook, start);
 	}
-	if (c.table)
-		af_pte_free(af_mm(s, AF_CHILD), c.table);
 }
 
 /**

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Side arrays: make, find, free; the one lookup of a PMD entry
+ * Side arrays: make, find, free
  */
 #include <linux/bits.h>
 #include <linux/mm.h>
@@ -8,39 +8,10 @@
 
 #include "fault.h"
 #include "range.h"
+#include "table.h"
 
 /* More than 128 TiB: not worth a directory of that size. */
 #define MAX_BLOCKS	(BIT(47) >> PUD_SHIFT)
-
-/**
- * af_pmd_slot - the PMD entry for @addr
- * @mm: parent or child
- * @addr: user address
- *
- * The upper tables stay: park made or saw them, and they are freed only after
- * unmap_vmas() or exit_mmap(), which pull first. What a VMA that is being forked
- * has in its PMD table is stable: mmap_lock is held, and from 6.4 on the VMA's
- * lock. But that of a VMA that the fork has not come to is not, so a fault there
- * may bring a table where there was none for the VMA before.
- *
- * Return: the entry, NULL where there is no PMD table.
- */
-pmd_t *af_pmd_slot(struct mm_struct *mm, unsigned long addr)
-{
-	pgd_t *pgd = pgd_offset(mm, addr);
-	p4d_t *p4d;
-	pud_t *pud;
-
-	if (pgd_none(*pgd) || pgd_bad(*pgd))
-		return NULL;
-	p4d = p4d_offset(pgd, addr);
-	if (p4d_none(*p4d) || p4d_bad(*p4d))
-		return NULL;
-	pud = pud_offset(p4d, addr);
-	if (pud_none(*pud) || pud_bad(*pud))
-		return NULL;
-	return pmd_offset(pud, addr);
-}
 
 void af_range_free(struct af_range *r)
 {
@@ -66,9 +37,9 @@ struct af_range *af_range_alloc(const struct vm_area_struct *vma,
 				u64 *bytes)
 {
 	unsigned long nr = ((end - 1) >> PUD_SHIFT) - (start >> PUD_SHIFT) + 1;
-	unsigned long addr, next, n;
 	struct af_block *block;
 	struct af_range *r;
+	unsigned long b, n;
 
 	if (nr > MAX_BLOCKS || af_fault())
 		return NULL;
@@ -82,14 +53,13 @@ struct af_range *af_range_alloc(const struct vm_area_struct *vma,
 	r->vm_end = vma->vm_end;
 	r->nr_blocks = nr;
 
-	for (addr = start; addr < end; addr = next) {
-		next = af_next_pud(addr, end);
+	for (b = 0; b < nr; b++) {
 		cond_resched();
-		block = &r->block[(addr >> PUD_SHIFT) - (start >> PUD_SHIFT)];
-		block->slot = af_pmd_slot(vma->vm_mm, addr);
+		block = &r->block[b];
+		block->slot = af_pmd_slot(vma->vm_mm, af_block_start(r, b));
 		if (!block->slot)
 			continue;
-		n = (next - addr) >> PMD_SHIFT;
+		n = af_block_chunks(r, b);
 		block->word = kcalloc(n, sizeof(unsigned long),
 				      GFP_KERNEL_ACCOUNT);
 		if (!block->word || af_fault()) {
@@ -214,20 +184,18 @@ static bool range_find_slot(const struct af_range *r, const pmd_t *slot,
 			    unsigned long *addr)
 {
 	const struct af_block *b;
-	unsigned long i, start;
+	unsigned long i;
 
 	for (i = 0; i < r->nr_blocks; i++) {
 		b = &r->block[i];
-		start = af_block_start(r, i);
 		/* Within one table, so that the difference is one. */
 		if (!b->word || slot < b->slot ||
-		    slot - b->slot >= (af_next_pud(start, r->end) - start) >>
-				      PMD_SHIFT)
+		    slot - b->slot >= af_block_chunks(r, i))
 			continue;
 		/* Otherwise the table may be another's by now. */
 		if (!af_word_pending(&b->word[slot - b->slot]))
 			continue;
-		*addr = start + ((slot - b->slot) << PMD_SHIFT);
+		*addr = af_block_start(r, i) + ((slot - b->slot) << PMD_SHIFT);
 		return true;
 	}
 	return false;

@@ -68,6 +68,14 @@ static inline unsigned long af_block_start(const struct af_range *r,
 	return max(r->start, (r->start & PUD_MASK) + (block << PUD_SHIFT));
 }
 
+static inline unsigned long af_block_chunks(const struct af_range *r,
+					    unsigned long block)
+{
+	unsigned long start = af_block_start(r, block);
+
+	return (af_next_pud(start, r->end) - start) >> PMD_SHIFT;
+}
+
 /* Word of the chunk at @addr (inside @r), NULL where nothing was parked. */
 static inline unsigned long *af_range_word(const struct af_range *r,
 					   unsigned long addr)
@@ -83,7 +91,7 @@ static inline unsigned long *af_range_word(const struct af_range *r,
  * af_range_step - a step of a walk over the chunks of a range
  * @r: range
  * @addr: address inside it, chunk aligned
- * @next: where the walk goes on: the next chunk, or the next block with words
+ * @next: where the walk goes on: the next chunk, or past a block without words
  *
  * Context: may sleep, once a block.
  * Return: word of the chunk at @addr, NULL where nothing was parked up to @next.
@@ -108,19 +116,12 @@ static inline unsigned long af_range_chunks(const struct af_range *r)
 /* Is the chunk parked now, or being pulled? */
 static inline bool af_word_pending(const unsigned long *word)
 {
-	/* Pairs with the release of a chunk that is DONE. */
+	/* Pairs with set_done() in pull.c. */
 	unsigned long val = smp_load_acquire(word);
 
 	return val != AF_WORD_NONE && val != AF_WORD_DONE;
 }
 
-/* A PMD entry that points to a PTE table; one that maps a page is bad. */
-static inline bool af_pmd_is_table(pmd_t pmd)
-{
-	return pmd_present(pmd) && !pmd_bad(pmd);
-}
-
-pmd_t *af_pmd_slot(struct mm_struct *mm, unsigned long addr);
 struct af_range *af_range_alloc(const struct vm_area_struct *vma,
 				unsigned long start, unsigned long end,
 				u64 *bytes);

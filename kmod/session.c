@@ -17,8 +17,10 @@
 #include <linux/slab.h>
 #include <linux/timekeeping.h>
 
+#include "active.h"
 #include "fault.h"
 #include "params.h"
+#include "range.h"
 #include "session.h"
 #include "stats.h"
 
@@ -29,28 +31,6 @@ static DEFINE_SPINLOCK(hash_lock);	/* guards hash for writers, running */
 static unsigned int running;
 static u64 last_id;
 struct workqueue_struct *af_wq;
-
-/*
- * Sessions plus armed threads: zero lets every hook return at once. A hook
- * that must see a session is ordered after its creation by mmap_lock, the VMA's
- * lock or the anon_vma root lock; nothing else needs this counter to be exact.
- */
-int af_active __read_mostly;
-static DEFINE_SPINLOCK(active_lock);
-
-void af_active_inc(void)
-{
-	spin_lock(&active_lock);
-	WRITE_ONCE(af_active, af_active + 1);
-	spin_unlock(&active_lock);
-}
-
-void af_active_dec(void)
-{
-	spin_lock(&active_lock);
-	WRITE_ONCE(af_active, af_active - 1);
-	spin_unlock(&active_lock);
-}
 
 static struct hlist_head *bucket(struct mm_struct *mm)
 {
@@ -84,7 +64,7 @@ void af_session_put(struct af_session *s)
 		queue_work(af_wq, &s->free_work);
 }
 
-/* Keep the counters, for af_session_report(). */
+/* Keep the counters, for af_stats_report(). */
 void af_session_pin(struct af_session *s)
 {
 	refcount_inc(&s->ref);
@@ -94,7 +74,7 @@ void af_session_unpin(struct af_session *s)
 {
 	if (!refcount_dec_and_test(&s->ref))
 		return;
-	/* Who comes by the hash, under RCU, does not look at these. */
+	/* Readers that found it in the hash, under RCU, do not use these. */
 	put_pid(s->parent_pid);
 	put_pid(s->child_pid);
 	kfree_rcu(s, rcu);
@@ -107,17 +87,17 @@ static void timeout_cancel(struct af_session *s)
 }
 
 /**
- * af_session_timeout - let a worker pull what is parked then
+ * af_session_start_timeout - let a worker pull what is parked then
  * @s: session
  * @seconds: from now on
  *
  * Context: any.
  */
-void af_session_timeout(struct af_session *s, unsigned long seconds)
+void af_session_start_timeout(struct af_session *s, unsigned long seconds)
 {
 	af_session_hold(s);
 	queue_delayed_work(af_wq, &s->timeout, seconds * HZ);
-	/* Either try_finish() sees the work, or we see that it was here. */
+	/* Either try_finish() sees the work, or we see that it has run. */
 	if (test_bit(AF_FINISHED, &s->flags))
 		timeout_cancel(s);
 }
@@ -162,12 +142,13 @@ struct af_session *af_session_create(struct mm_struct *parent,
 	refcount_set(&s->users, 1);
 	refcount_set(&s->ref, 2);
 	INIT_WORK(&s->free_work, session_free);
-	/* All before the session can be found: an abort cancels the timeout. */
+	/* All before the session can be found: try_finish() cancels the timeout. */
 	INIT_DELAYED_WORK(&s->timeout, fns->timeout);
 	init_task_work(&s->child_work, fns->child);
 	s->forker = current;
 	s->parent_pid = get_task_pid(current, PIDTYPE_TGID);
 	get_task_comm(s->comm, current);
+	s->cgroup_id = af_current_cgroup();
 	s->cpus = current->nr_cpus_allowed;
 	s->helpers = helpers;
 	for (i = 0; i < helpers; i++) {
@@ -279,7 +260,7 @@ void af_session_parked(struct af_session *s, long n)
 	unsigned long timeout = READ_ONCE(af_pull_after);
 
 	if (timeout && !test_and_set_bit(AF_TIMED, &s->flags))
-		af_session_timeout(s, timeout);
+		af_session_start_timeout(s, timeout);
 	atomic_long_add(n, &s->parked);
 }
 
@@ -318,20 +299,24 @@ static void kill_child(struct af_session *s)
  * @child: new task, not woken up yet
  *
  * Context: any; the caller's task is in kernel_clone().
+ * Return: was anything parked?
  */
-void af_session_forked(struct af_session *s, struct task_struct *child)
+bool af_session_forked(struct af_session *s, struct task_struct *child)
 {
-	/* Pairs with af_session_report(), which may look from now on. */
+	/* Pairs with af_stats_report(), which may look from now on. */
 	smp_store_release(&s->child_pid, get_task_pid(child, PIDTYPE_TGID));
 	WRITE_ONCE(s->forked_ns, ktime_get_ns());
 	set_bit(AF_FORKED, &s->flags);
 	set_bit(AF_FLUSHED, &s->flags);
+	if (!atomic_long_read(&s->count[AF_N_PARKED]))
+		return false;
 
 	WRITE_ONCE(s->task, get_task_struct(child));
 	/* Pairs with af_session_doom(): one of us sees the other. */
 	smp_mb();
 	if (test_bit(AF_ABORTED, &s->flags))
 		kill_child(s);
+	return true;
 }
 
 /**

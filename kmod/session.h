@@ -51,9 +51,9 @@ enum {
 	AF_TIMED,	/* the timeout has been started */
 };
 
-/* Counters of a session and, summed up, of the module. */
+/* Counters of a session; up to AF_N_BY_OTHER as in struct asyncfork_chunks. */
 enum af_count {
-	AF_N_PARKED, AF_N_EAGER, AF_N_REATTACHED, AF_N_ODD,
+	AF_N_PARKED, AF_N_EAGER, AF_N_REATTACHED, AF_N_MIXED,
 	AF_N_BY_CHILD, AF_N_BY_PARENT, AF_N_BY_HELPER, AF_N_BY_OTHER,
 	AF_N_PARENT_NS,
 	AF_N_PULLS,
@@ -79,6 +79,7 @@ struct af_helper {
  * @bypass:	the next copy_page_range() is our call of the original
  * @task:	the child, for SIGKILL
  * @swept:	the last memory failure that has looked at it
+ * @reserve:	tables for pulls without memory
  */
 struct af_session {
 	struct af_link link[2];
@@ -99,6 +100,7 @@ struct af_session {
 	unsigned int helpers;
 	struct pid *parent_pid, *child_pid;	/* thread groups, referenced */
 	char comm[TASK_COMM_LEN];
+	u64 cgroup_id;
 	u64 start_ns, park_ns, forked_ns, end_ns;
 	u64 meta_bytes;
 	unsigned int cpus;
@@ -132,7 +134,6 @@ struct af_worker_fns {
 	work_func_t timeout;
 };
 
-extern int af_active;
 extern struct workqueue_struct *af_wq;
 
 struct af_session *af_session_create(struct mm_struct *parent,
@@ -148,14 +149,12 @@ void af_session_pin(struct af_session *s);
 void af_session_unpin(struct af_session *s);
 void af_session_parked(struct af_session *s, long n);
 void af_session_chunk_done(struct af_session *s);
-void af_session_forked(struct af_session *s, struct task_struct *child);
+bool af_session_forked(struct af_session *s, struct task_struct *child);
 void af_session_close(struct af_session *s);
 void af_session_doom(struct af_session *s);
-void af_session_timeout(struct af_session *s, unsigned long seconds);
+void af_session_start_timeout(struct af_session *s, unsigned long seconds);
 unsigned int af_session_running(void);
 void af_session_sum(struct asyncfork_stats *st);
-void af_active_inc(void);
-void af_active_dec(void);
 int af_session_init(void);
 void af_session_exit(void);
 

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * Counters: of a session, summed up when it ends, and the ring of
- * recent sessions
+ * recent forks
  */
+#include <linux/cgroup.h>
+#include <linux/log2.h>
 #include <linux/mm_types.h>
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
@@ -18,8 +20,8 @@
 
 static DEFINE_SPINLOCK(stats_lock);	/* guards all below */
 static struct asyncfork_stats total;
-static struct asyncfork_recent ring;
-static unsigned int ring_next;
+static struct asyncfork_report ring[AF_RECENT];
+static u64 ring_count;			/* of all that were put there */
 
 static u64 count(const struct af_session *s, enum af_count c)
 {
@@ -31,6 +33,29 @@ void af_stats_armed(void)
 	spin_lock(&stats_lock);
 	total.armed++;
 	spin_unlock(&stats_lock);
+}
+
+/* The cgroup of the calling thread in the default hierarchy. */
+u64 af_current_cgroup(void)
+{
+	u64 id;
+
+	rcu_read_lock();
+	id = cgroup_id(task_dfl_cgroup(current));
+	rcu_read_unlock();
+	return id;
+}
+
+static void histogram_add(struct asyncfork_histogram *h, u64 ns)
+{
+	unsigned int i = ns ? ilog2(ns) : 0;
+
+	h->bucket[min_t(unsigned int, i, ASYNCFORK_BUCKETS - 1)]++;
+}
+
+static struct asyncfork_report *ring_slot(void)
+{
+	return &ring[ring_count++ % AF_RECENT];
 }
 
 static void outcome_add(enum asyncfork_outcome outcome,
@@ -49,11 +74,27 @@ static void outcome_add(enum asyncfork_outcome outcome,
 	}
 }
 
-void af_stats_outcome(enum asyncfork_outcome outcome,
-		      enum asyncfork_reason reason)
+/**
+ * af_stats_stock - count a stock fork that never had a session
+ * @reason: why
+ * @rep: the ABI's view of it, as seen from the init namespace
+ *
+ * Context: the forking thread.
+ */
+void af_stats_stock(enum asyncfork_reason reason, struct asyncfork_report *rep)
 {
+	memset(rep, 0, sizeof(*rep));
+	rep->outcome = ASYNCFORK_OUTCOME_STOCK;
+	rep->reason = reason;
+	rep->parent_pid = task_tgid_nr(current);
+	get_task_comm(rep->comm, current);
+	rep->cgroup_id = af_current_cgroup();
+	rep->cpus = current->nr_cpus_allowed;
+	rep->start_ns = ktime_get_ns();
+
 	spin_lock(&stats_lock);
-	outcome_add(outcome, reason);
+	outcome_add(rep->outcome, reason);
+	*ring_slot() = *rep;
 	spin_unlock(&stats_lock);
 }
 
@@ -82,6 +123,7 @@ void af_stats_parent_pull(struct af_session *s, unsigned long addr,
 	spin_lock(&stats_lock);
 	af_count_add(s, AF_N_PARENT_NS, ns);
 	s->parent_max_ns = max(s->parent_max_ns, ns);
+	histogram_add(&total.parent_pull, ns);
 	if (s->summed) {
 		/* It waited for the chunk that ended the session. */
 		total.parent_pull_ns += ns;
@@ -132,14 +174,30 @@ static u64 session_copy_ns(const struct af_session *s)
 	return (end ?: ktime_get_ns()) - begin;
 }
 
+/* They come in the ABI's order. */
+static_assert(AF_N_BY_OTHER + 1 ==
+	      sizeof(struct asyncfork_chunks) / sizeof(u64));
+static_assert(AF_N_MIXED ==
+	      offsetof(struct asyncfork_chunks, mixed) / sizeof(u64));
+
+static void chunks_add(struct asyncfork_chunks *chunks,
+		       const struct af_session *s)
+{
+	u64 *n = &chunks->parked;
+	enum af_count c;
+
+	for (c = AF_N_PARKED; c <= AF_N_BY_OTHER; c++)
+		n[c] += count(s, c);
+}
+
 /**
- * af_session_report - the ABI's view of a session
+ * af_stats_report - the ABI's view of a session
  * @s: session, pinned
  * @ns: whose numbers of the processes are wanted; they are 0 where it has none
  * @rep: all fields are filled in
  */
-void af_session_report(struct af_session *s, struct pid_namespace *ns,
-		       struct asyncfork_report *rep)
+void af_stats_report(struct af_session *s, struct pid_namespace *ns,
+		     struct asyncfork_report *rep)
 {
 	unsigned int i;
 
@@ -153,41 +211,34 @@ void af_session_report(struct af_session *s, struct pid_namespace *ns,
 	/* Pairs with af_session_forked(); NULL until then. */
 	rep->child_pid = pid_nr_ns(smp_load_acquire(&s->child_pid), ns);
 	memcpy(rep->comm, s->comm, sizeof(rep->comm));
+	rep->cgroup_id = s->cgroup_id;
+	rep->cpus = s->cpus;
 	rep->start_ns = s->start_ns;
-	rep->parked = count(s, AF_N_PARKED);
-	rep->eager = count(s, AF_N_EAGER);
-	rep->reattached = count(s, AF_N_REATTACHED);
-	rep->odd = count(s, AF_N_ODD);
-	rep->by_child = count(s, AF_N_BY_CHILD);
-	rep->by_parent = count(s, AF_N_BY_PARENT);
-	rep->by_helper = count(s, AF_N_BY_HELPER);
-	rep->by_other = count(s, AF_N_BY_OTHER);
 	rep->park_ns = s->park_ns;
 	rep->parent_pull_ns = count(s, AF_N_PARENT_NS);
 	rep->parent_pull_max_ns = READ_ONCE(s->parent_max_ns);
 	rep->copy_ns = session_copy_ns(s);
 	rep->meta_bytes = s->meta_bytes;
-	rep->cpus = s->cpus;
+	chunks_add(&rep->chunks, s);
 	for (i = 0; i < ASYNCFORK_HOOK_MAX; i++)
 		rep->pulls[i] = count(s, AF_N_PULLS + i);
 }
 
+/**
+ * af_stats_add - add a session to totals
+ * @st: totals
+ * @s: session
+ */
 void af_stats_add(struct asyncfork_stats *st, struct af_session *s)
 {
 	unsigned int i;
 
-	st->parked += count(s, AF_N_PARKED);
-	st->eager += count(s, AF_N_EAGER);
-	st->reattached += count(s, AF_N_REATTACHED);
-	st->odd += count(s, AF_N_ODD);
-	st->by_child += count(s, AF_N_BY_CHILD);
-	st->by_parent += count(s, AF_N_BY_PARENT);
-	st->by_helper += count(s, AF_N_BY_HELPER);
-	st->by_other += count(s, AF_N_BY_OTHER);
+	st->park_ns += s->park_ns;
 	st->parent_pull_ns += count(s, AF_N_PARENT_NS);
 	st->parent_pull_max_ns = max_t(u64, st->parent_pull_max_ns,
 				       READ_ONCE(s->parent_max_ns));
 	st->copy_ns += session_copy_ns(s);
+	chunks_add(&st->chunks, s);
 	for (i = 0; i < ASYNCFORK_HOOK_MAX; i++)
 		st->pulls[i] += count(s, AF_N_PULLS + i);
 }
@@ -199,35 +250,44 @@ void af_stats_end(struct af_session *s)
 	af_stats_add(&total, s);
 	s->summed = true;
 	outcome_add(session_outcome(s), session_reason(s));
-	if (count(s, AF_N_PARKED)) {
-		total.aborted += session_aborted(s);
-		af_session_report(s, &init_pid_ns, &ring.entry[ring_next]);
-		ring_next = (ring_next + 1) % ASYNCFORK_RECENT_MAX;
-		if (ring.count < ASYNCFORK_RECENT_MAX)
-			ring.count++;
+	total.aborted += session_aborted(s);
+	if (session_outcome(s) == ASYNCFORK_OUTCOME_ASYNC) {
+		histogram_add(&total.park, s->park_ns);
+		histogram_add(&total.copy, session_copy_ns(s));
 	}
+	af_stats_report(s, &init_pid_ns, ring_slot());
 	spin_unlock(&stats_lock);
 	trace_asyncfork_end(s->id, count(s, AF_N_PARKED),
 			    count(s, AF_N_REATTACHED), session_copy_ns(s));
 }
 
-void af_stats_fill(struct asyncfork_stats *st)
+/**
+ * af_stats_totals - the totals of what has ended
+ * @st: filled in; running sessions are to be added, and the module's state
+ */
+void af_stats_totals(struct asyncfork_stats *st)
 {
 	spin_lock(&stats_lock);
 	*st = total;
 	spin_unlock(&stats_lock);
 }
 
-void af_stats_recent(struct asyncfork_recent *recent)
+/**
+ * af_stats_recent - the last forks
+ * @entries: filled in, newest first
+ * @max: how many there is room for
+ *
+ * Return: how many there are.
+ */
+unsigned int af_stats_recent(struct asyncfork_report *entries,
+			     unsigned int max)
 {
-	unsigned int i, from;
+	unsigned int i, n;
 
 	spin_lock(&stats_lock);
-	recent->count = ring.count;
-	for (i = 0; i < ring.count; i++) {
-		from = (ring_next + 2 * ASYNCFORK_RECENT_MAX - 1 - i) %
-		       ASYNCFORK_RECENT_MAX;
-		recent->entry[i] = ring.entry[from];
-	}
+	n = min3(ring_count, (u64)AF_RECENT, (u64)max);
+	for (i = 0; i < n; i++)
+		entries[i] = ring[(ring_count - 1 - i) % AF_RECENT];
 	spin_unlock(&stats_lock);
+	return n;
 }

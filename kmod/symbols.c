@@ -240,7 +240,7 @@ static int check_proto(const struct btf *btf, const struct proto *p)
 	return -ENOEXEC;
 }
 
-static bool member_fits(const struct btf *btf, const struct af_member *m)
+static bool member_fits(const struct btf *btf, const struct af_expected_member *m)
 {
 	s32 id = af_call(btf_find_by_name_kind)(btf, m->type, BTF_KIND_STRUCT);
 	const struct btf_member *member;
@@ -267,7 +267,7 @@ static bool member_fits(const struct btf *btf, const struct af_member *m)
 static int check_types(void)
 {
 	struct btf *btf = af_fault() ? NULL : af_call(bpf_get_btf_vmlinux)();
-	const struct af_member *m;
+	const struct af_expected_member *m;
 	const struct proto *p;
 	int ret;
 
@@ -292,8 +292,8 @@ static int check_types(void)
 /**
  * af_symbols_init - check the kernel's types, resolve what the module calls
  *
- * Return: 0, -ENOENT after naming the symbol that is missing, -ENOEXEC after
- * naming what is not as the module was written for, or -ENOMEM.
+ * Return: 0, -ENOENT after naming the symbol that is missing, or -ENOEXEC after
+ * naming what is not as the module was written for.
  */
 int af_symbols_init(void)
 {
@@ -315,7 +315,7 @@ int af_symbols_init(void)
 		return ret;
 
 	af_mmlist_lock = (spinlock_t *)af_symbol("mmlist_lock");
-	return af_mmlist_lock ? af_ptlock_init() : -ENOENT;
+	return af_mmlist_lock ? 0 : -ENOENT;
 }
 
 /* Does @caller hold a CALL or JMP rel32 to @callee? */
@@ -355,7 +355,7 @@ static bool calls(unsigned long caller, unsigned long callee)
  */
 int af_symbols_check_calls(void)
 {
-	const struct af_call *c;
+	const struct af_expected_call *c;
 	unsigned long caller, callee;
 
 	for (c = af_expected_calls; c->caller; c++) {

@@ -34,22 +34,22 @@ static inline int af_swap_dup(pte_t pte)
 }
 
 /* A direct call that the hooks rely on; the list ends with an empty entry. */
-struct af_call {
+struct af_expected_call {
 	const char *caller, *callee;
 };
 
-extern const struct af_call af_expected_calls[];
+extern const struct af_expected_call af_expected_calls[];
 
 /*
  * A member of a struct that the kernel keeps to itself and the module has a
  * copy of; the list ends with an empty entry.
  */
-struct af_member {
+struct af_expected_member {
 	const char *type, *member;
 	unsigned int offset;	/* bytes, in the copy */
 };
 
-extern const struct af_member af_expected_members[];
+extern const struct af_expected_member af_expected_members[];
 
 unsigned long af_symbol(const char *name);
 int af_symbols_init(void);

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * PTE tables for the child: from the system, or from the session's reserve
+ * Page tables: the way to a PMD entry, and PTE tables for the child, from the
+ * system or from the session's reserve
  */
 #include <linux/memcontrol.h>
 #include <linux/sched.h>
@@ -8,14 +9,68 @@
 
 #include "compat/compat.h"
 #include "fault.h"
+#include "symbols.h"
 #include "table.h"
+
+/**
+ * af_pmd_slot - the PMD entry for @addr
+ * @mm: parent or child
+ * @addr: user address
+ *
+ * The upper tables stay: park made or saw them, and they are freed only after
+ * unmap_vmas() or exit_mmap(), which pull first. What a VMA that is being forked
+ * has in its PMD table is stable: mmap_lock is held, and from 6.4 on the VMA's
+ * lock. But that of a VMA that the fork has not reached is not, so a fault there
+ * may bring a table where there was none for the VMA before.
+ *
+ * Return: the entry, NULL where there is no PMD table.
+ */
+pmd_t *af_pmd_slot(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgd = pgd_offset(mm, addr);
+	p4d_t *p4d;
+	pud_t *pud;
+
+	if (pgd_none(*pgd) || pgd_bad(*pgd))
+		return NULL;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none(*p4d) || p4d_bad(*p4d))
+		return NULL;
+	pud = pud_offset(p4d, addr);
+	if (pud_none(*pud) || pud_bad(*pud))
+		return NULL;
+	return pmd_offset(pud, addr);
+}
+
+/**
+ * af_pmd_make - see to it that there is a PMD table for @addr
+ * @mm: the child
+ * @addr: user address
+ *
+ * Context: the forking thread; may sleep.
+ * Return: false: no memory.
+ */
+bool af_pmd_make(struct mm_struct *mm, unsigned long addr)
+{
+	pgd_t *pgd = pgd_offset(mm, addr);
+	p4d_t *p4d;
+	pud_t *pud;
+
+	if (pgd_none(*pgd) && af_call(__p4d_alloc)(mm, pgd, addr))
+		return false;
+	p4d = p4d_offset(pgd, addr);
+	if (p4d_none(*p4d) && af_call(__pud_alloc)(mm, p4d, addr))
+		return false;
+	pud = pud_offset(p4d, addr);
+	return !pud_none(*pud) || !af_call(__pmd_alloc)(mm, pud, addr);
+}
 
 /**
  * af_reserve_fill - prepare for pulls without memory
  * @r: reserve, zeroed
  *
  * Context: the forking thread; may sleep.
- * Return: false: not even one table.
+ * Return: false: not even the first one.
  */
 bool af_reserve_fill(struct af_reserve *r)
 {

@@ -12,6 +12,7 @@
 
 #include "params.h"
 #include "pull.h"
+#include "range.h"
 #include "session.h"
 #include "workers.h"
 
@@ -59,13 +60,13 @@ static void timeout_work(struct work_struct *work)
 {
 	struct af_session *s = container_of(to_delayed_work(work),
 					    struct af_session, timeout);
-	/* Before the pull: what was parked until then is pulled by it. */
+	/* Before the pull: it pulls all that was parked until then. */
 	bool closed = test_bit(AF_CLOSED, &s->flags);
 	unsigned long timeout = READ_ONCE(af_pull_after);
 
 	af_pull_range(s, 0, ULONG_MAX, ASYNCFORK_HOOK_HELPER, false);
 	if (!closed && timeout)
-		af_session_timeout(s, timeout);
+		af_session_start_timeout(s, timeout);
 	af_session_put(s);
 }
 

@@ -57,23 +57,34 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start,
 #endif
 
 /*
- * Has the whole test suite passed on a kernel of this series from Debian? A module
- * made for fault injection is for tests and counts as untested everywhere.
+ * Is it a release of kernels.h: Debian's, of a series on which the whole test
+ * suite has passed? A module made for fault injection is for tests and counts as
+ * untested everywhere.
  */
 static inline bool af_release_tested(const char *release)
 {
-#if defined(AF_FAULTS)
-	return false;
-#elif AF_THIS_SERIES == AF_SERIES(6, 1)
-	return glob_match("6.1.0-[0-9][0-9]-amd64", release);
-#elif AF_THIS_SERIES == AF_SERIES(6, 12)
-	return glob_match("6.12.[0-9]*[0-9]+deb13-amd64", release) ||
-	       glob_match("6.12.[0-9]*[0-9]+deb13.[0-9]-amd64", release);
-#elif AF_THIS_SERIES == AF_SERIES(7, 2)
-	return glob_match("7.2.[0-9]*[0-9]+deb1[34]-amd64", release);
-#else
-	return false;
+#ifndef AF_FAULTS
+#define AF_KERNEL(name, build, major, minor, flavour, suite, root, ...) \
+	{ AF_SERIES(major, minor), { __VA_ARGS__ } },
+	static const struct {
+		unsigned int series;
+		const char *releases[2];
+	} kernels[] = {
+#include "compat/kernels.h"
+	};
+#undef AF_KERNEL
+	size_t i, j;
+
+	for (i = 0; i < ARRAY_SIZE(kernels); i++) {
+		if (kernels[i].series != AF_THIS_SERIES)
+			continue;
+		for (j = 0; j < ARRAY_SIZE(kernels[i].releases); j++)
+			if (kernels[i].releases[j] &&
+			    glob_match(kernels[i].releases[j], release))
+				return true;
+	}
 #endif
+	return false;
 }
 
 /* VM flags that make a VMA ineligible, beyond those every version has. */
@@ -256,7 +267,7 @@ static inline pte_t af_device_read(pte_t pte)
 /*
  * Not pte_alloc_one(): it would rather call the OOM killer than fail, and the
  * parent would be the victim. We have a reserve, and can give up; so the system's
- * own reserves are not for us, not even for who may use them (an OOM victim).
+ * own reserves are not for us, even if the caller may use them (an OOM victim).
  */
 #define AF_GFP_PTE	(GFP_PGTABLE_USER | __GFP_RETRY_MAYFAIL | \
 			 __GFP_NOWARN | __GFP_NOMEMALLOC)

@@ -20,7 +20,7 @@
  * Hooked functions whose caller sits in the same source file, where a later
  * compiler may inline them, and the callers that matter most of the others.
  */
-const struct af_call af_expected_calls[] = {
+const struct af_expected_call af_expected_calls[] = {
 	{ "mprotect_fixup",	"change_protection" },
 	{ "unmap_region",	"unmap_vmas" },
 	{ "exit_mmap",		"unmap_vmas" },
@@ -49,7 +49,7 @@ const struct af_call af_expected_calls[] = {
 
 #define MEMBER(type, member)	{ #type, #member, offsetof(struct type, member) }
 
-const struct af_member af_expected_members[] = {
+const struct af_expected_member af_expected_members[] = {
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
 	MEMBER(unmap_desc, vma_start),
 	MEMBER(unmap_desc, vma_end),

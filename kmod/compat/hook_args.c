@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The hooks of functions whose prototype differs between kernel versions:
- * they find mm and range in the arguments, the rest is the same for all.
+ * The hooks of functions whose prototype differs between kernel versions: they
+ * find mm and range in the arguments, the rest is the same for all. And the one
+ * of a function that only some have, with its lock: move_pages_huge_pmd().
  */
 #include "compat.h"
 #include "private.h"
-#include "../busy.h"
+#include "../active.h"
 #include "../hooks.h"
 #include "../pull.h"
 
@@ -118,7 +119,7 @@ AF_HOOK_FN(void, walk_page_range, struct mm_struct *mm, unsigned long start,
 	LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
 /*
  * UFFDIO_MOVE puts a huge page into an empty slot, and holds the lock of its old
- * one by now: it shall try again, until the slot has its table.
+ * one already: make it try again, until the slot has its table.
  */
 AF_HOOK_FN(struct af_verdict, move_pages_huge_pmd, struct mm_struct *mm,
 	   pmd_t *dst, pmd_t *src)

@@ -2,10 +2,14 @@
 /*
  * User ABI of /dev/asyncfork
  *
- * One descriptor serves one thread: ARM, fork(), REPORT, close. Every struct
- * has a fixed layout without holes; its size is part of the ioctl number, so
- * a caller built for another layout gets ENOTTY. Times are nanoseconds of
- * CLOCK_MONOTONIC, sizes are bytes, a chunk is what one PTE table maps (2 MiB).
+ * One descriptor serves one thread: ARM, fork(), REPORT, close.
+ *
+ * Every struct that an ioctl takes begins with its size, which the caller sets,
+ * and grows only at its end. What an older module does not know has to be 0
+ * where it is read (E2BIG otherwise) and is set to 0 where it is written; what
+ * an older caller does not know is left out. EINVAL: smaller than in version 2.
+ * No struct has holes. Times are nanoseconds, points in time of CLOCK_MONOTONIC,
+ * sizes are bytes, a chunk is what one PTE table maps (2 MiB).
  */
 #ifndef _UAPI_ASYNCFORK_H
 #define _UAPI_ASYNCFORK_H
@@ -13,7 +17,7 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define ASYNCFORK_ABI_VERSION	1
+#define ASYNCFORK_ABI_VERSION	2
 #define ASYNCFORK_DEVICE	"/dev/asyncfork"
 
 /* What became of a fork: struct asyncfork_report.outcome. */
@@ -38,6 +42,7 @@ enum asyncfork_reason {
 	ASYNCFORK_REASON_NOTHING	= 9,	/* no parkable chunk */
 	ASYNCFORK_REASON_SHARED		= 10,	/* mm shared with a process */
 	ASYNCFORK_REASON_POISON		= 11,	/* memory failure under way */
+	ASYNCFORK_REASON_MAX		= 32
 };
 
 /* Life of a session: struct asyncfork_report.state. */
@@ -65,11 +70,24 @@ enum asyncfork_hook {
 	ASYNCFORK_HOOK_EXIT		= 12,	/* exit_mmap of the parent */
 	ASYNCFORK_HOOK_POISON		= 13,	/* memory_failure */
 	ASYNCFORK_HOOK_PTE_ALLOC	= 14,	/* __pte_alloc, past all others */
-	ASYNCFORK_HOOK_MAX		= 16
+	ASYNCFORK_HOOK_MAX		= 32
+};
+
+/* What became of the chunks of a session, or of all. */
+struct asyncfork_chunks {
+	__u64 parked;			/* taken out of the parent's page table */
+	__u64 eager;			/* copied during the fork */
+	__u64 reattached;		/* given back uncopied */
+	__u64 mixed;			/* had more than plain pages */
+	__u64 by_child;			/* pulled, by the puller's mm */
+	__u64 by_parent;
+	__u64 by_helper;
+	__u64 by_other;
 };
 
 /* ASYNCFORK_IOC_VERSION */
 struct asyncfork_version {
+	__u64 size;
 	__u32 abi;			/* ASYNCFORK_ABI_VERSION */
 	__u32 max_helpers;		/* upper bound of asyncfork_arm.helpers */
 	__u64 features;			/* none defined yet: 0 */
@@ -83,9 +101,10 @@ struct asyncfork_version {
  * helpers. EBUSY: the descriptor is armed already.
  */
 struct asyncfork_arm {
+	__u64 size;
 	__u32 flags;			/* none defined yet: must be 0 */
 	__u32 helpers;			/* threads that help the child copy */
-	__u64 min_rss;			/* smaller processes fork as ever */
+	__u64 min_rss;			/* smaller processes use a stock fork */
 };
 
 /*
@@ -96,6 +115,7 @@ struct asyncfork_arm {
  * returned.
  */
 struct asyncfork_report {
+	__u64 size;
 	__u64 id;			/* session number, 0: no session */
 	__u32 outcome;			/* enum asyncfork_outcome */
 	__u32 reason;			/* enum asyncfork_reason */
@@ -104,67 +124,71 @@ struct asyncfork_report {
 	__s32 parent_pid;
 	__s32 child_pid;		/* 0 also: fork() has not succeeded */
 	char comm[16];			/* the parent's */
-	__u64 start_ns;			/* when parking began */
-	__u64 parked;			/* chunks parked */
-	__u64 eager;			/* chunks copied during the fork */
-	__u64 reattached;		/* chunks given back uncopied */
-	__u64 odd;			/* chunks with more than plain pages */
-	__u64 by_child;			/* chunks pulled, by the puller's mm */
-	__u64 by_parent;
-	__u64 by_helper;
-	__u64 by_other;
+	__u64 cgroup_id;		/* the parent's, in the default hierarchy */
+	__u64 cpus;			/* CPUs that the parent may run on */
+	__u64 start_ns;			/* point in time: parking began */
 	__u64 park_ns;			/* time spent parking, in fork() */
 	__u64 parent_pull_ns;		/* parent's time in pulls: total */
 	__u64 parent_pull_max_ns;	/* and the longest of them */
 	__u64 copy_ns;			/* end of fork to end of session */
 	__u64 meta_bytes;		/* memory of the side arrays */
-	__u64 cpus;			/* CPUs that the parent may run on */
+	struct asyncfork_chunks chunks;
 	__u64 pulls[ASYNCFORK_HOOK_MAX];
+};
+
+/*
+ * How long something took, how often: bucket i counts from 2^i ns up to, but not
+ * including, 2^(i + 1); the first also 0, the last all that is longer.
+ */
+#define ASYNCFORK_BUCKETS	40
+
+struct asyncfork_histogram {
+	__u64 bucket[ASYNCFORK_BUCKETS];
 };
 
 /* ASYNCFORK_IOC_STATS: totals since the module was loaded. */
 struct asyncfork_stats {
+	__u64 size;
+	__u64 enabled;			/* module parameter */
+	__u64 switched_off;		/* 1: off after an inconsistency */
+	__u64 running;			/* sessions now */
 	__u64 armed;			/* ARM calls that succeeded */
 	__u64 async;			/* forks by outcome */
 	__u64 stock;
 	__u64 failed;
-	__u64 stock_by_reason[16];	/* index: enum asyncfork_reason */
-	__u64 running;			/* sessions now */
 	__u64 aborted;			/* sessions that were aborted */
 	__u64 killed;			/* children killed by an abort */
-	__u64 parked;			/* chunks, as in asyncfork_report */
-	__u64 eager;
-	__u64 reattached;
-	__u64 odd;
-	__u64 by_child;
-	__u64 by_parent;
-	__u64 by_helper;
-	__u64 by_other;
+	__u64 merged;			/* unexpected slots that were merged */
+	__u64 park_ns;			/* as in asyncfork_report */
 	__u64 parent_pull_ns;
 	__u64 parent_pull_max_ns;
 	__u64 copy_ns;
-	__u64 merged;			/* unexpected slots that were merged */
-	__u64 switched_off;		/* 1: off after an inconsistency */
-	__u64 enabled;			/* module parameter */
+	struct asyncfork_chunks chunks;
+	__u64 stock_by_reason[ASYNCFORK_REASON_MAX];
 	__u64 pulls[ASYNCFORK_HOOK_MAX];
+	struct asyncfork_histogram park;	/* asynchronous forks */
+	struct asyncfork_histogram parent_pull;	/* each pull by a parent */
+	struct asyncfork_histogram copy;	/* sessions that ended */
 };
-
-#define ASYNCFORK_RECENT_MAX	32
 
 /*
- * ASYNCFORK_IOC_RECENT: the last sessions that ended, newest first. Unlike in
- * REPORT, their pids are those of the init namespace.
+ * ASYNCFORK_IOC_RECENT: the last forks that consumed an ARM, newest first; one with
+ * a session when that has ended. Unlike in REPORT, their pids are those of the
+ * init namespace.
  */
 struct asyncfork_recent {
-	__u64 count;			/* valid entries */
-	struct asyncfork_report entry[ASYNCFORK_RECENT_MAX];
+	__u64 size;
+	__u64 entries;			/* address of structs asyncfork_report */
+	__u32 entry_size;		/* size of each; the caller's is not read */
+	__u32 count;			/* in: room for; out: how many there are */
 };
 
+/* The argument is the address of the struct; the number has the size of its size. */
 #define ASYNCFORK_IOC_MAGIC	0xAF
-#define ASYNCFORK_IOC_VERSION	_IOR(ASYNCFORK_IOC_MAGIC, 0, struct asyncfork_version)
-#define ASYNCFORK_IOC_ARM	_IOW(ASYNCFORK_IOC_MAGIC, 1, struct asyncfork_arm)
-#define ASYNCFORK_IOC_REPORT	_IOR(ASYNCFORK_IOC_MAGIC, 2, struct asyncfork_report)
-#define ASYNCFORK_IOC_STATS	_IOR(ASYNCFORK_IOC_MAGIC, 3, struct asyncfork_stats)
-#define ASYNCFORK_IOC_RECENT	_IOR(ASYNCFORK_IOC_MAGIC, 4, struct asyncfork_recent)
+#define ASYNCFORK_IOC_VERSION	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA0, __u64)
+#define ASYNCFORK_IOC_ARM	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA1, __u64)
+#define ASYNCFORK_IOC_REPORT	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA2, __u64)
+#define ASYNCFORK_IOC_STATS	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA3, __u64)
+#define ASYNCFORK_IOC_RECENT	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA4, __u64)
 
 #endif /* _UAPI_ASYNCFORK_H */

@@ -26,7 +26,7 @@ pub enum Judgement {
 
 /// Chunks pulled by others than the parent.
 fn rivals(report: &Report) -> u64 {
-    report.by_child + report.by_helper + report.by_other
+    report.chunks.by_child + report.chunks.by_helper + report.chunks.by_other
 }
 
 /// Judges an attempt. Memory first: wrong bytes are wrong whoever pulled.
@@ -82,13 +82,13 @@ pub fn judge(hook: Hook, evidence: &Evidence) -> Judgement {
             ))
         }
     }
-    if last.parked < CHUNKS as u64 {
+    if last.chunks.parked < CHUNKS as u64 {
         return Judgement::NotFired(format!(
             "copy_page_range: the fork parked {} chunks of {CHUNKS}",
-            last.parked
+            last.chunks.parked
         ));
     }
-    if last.state() == State::Aborted || last.reattached > 0 {
+    if last.state() == State::Aborted || last.chunks.reattached > 0 {
         return Judgement::Wrong("the session was aborted; see the kernel log".into());
     }
 
@@ -100,7 +100,7 @@ pub fn judge(hook: Hook, evidence: &Evidence) -> Judgement {
         // A helper may be late; and whatever an exit leaves parked the child pulls.
         Hook::Helper | Hook::Exit => Judgement::TooLate,
         _ if rivals(after) > 0 => Judgement::TooLate,
-        _ if after.by_parent > before.by_parent => Judgement::NotFired(format!(
+        _ if after.chunks.by_parent > before.chunks.by_parent => Judgement::NotFired(format!(
             "the parent pulled through another hook ({})",
             others(before, after)
         )),
@@ -121,6 +121,7 @@ fn others(before: &Report, after: &Report) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use asyncfork_uapi::Chunks;
 
     /// A session of which `pulls` were counted between the two reports, `by_child` of the rest as well.
     fn evidence(pulls: &[(Hook, u64)], by_child: u64) -> Evidence {
@@ -128,15 +129,18 @@ mod tests {
             id: 1,
             outcome: Outcome::Async.raw(),
             state: State::Running.raw(),
-            parked: CHUNKS as u64,
+            chunks: Chunks {
+                parked: CHUNKS as u64,
+                ..Chunks::default()
+            },
             ..Report::default()
         };
         let mut after = before;
         for &(hook, n) in pulls {
             after.pulls[hook.raw() as usize] += n;
-            after.by_parent += n;
+            after.chunks.by_parent += n;
         }
-        after.by_child = by_child;
+        after.chunks.by_child = by_child;
         after.pulls[Hook::Child.raw() as usize] += by_child;
         let last = Report {
             state: State::Done.raw(),
@@ -187,7 +191,7 @@ mod tests {
     fn pulls_before_the_operation_do_not_count() {
         let mut e = evidence(&[(Hook::Fault, 1)], 0);
         e.before.pulls = e.after.pulls;
-        e.before.by_parent = e.after.by_parent;
+        e.before.chunks.by_parent = e.after.chunks.by_parent;
         assert!(matches!(judge(Hook::Fault, &e), Judgement::NotFired(_)));
     }
 
@@ -230,7 +234,7 @@ mod tests {
         e.last.outcome = Outcome::None.raw();
         assert!(matches!(judge(Hook::Zap, &e), Judgement::NotFired(_)));
         e.last.outcome = Outcome::Async.raw();
-        e.last.parked = CHUNKS as u64 - 1;
+        e.last.chunks.parked = CHUNKS as u64 - 1;
         assert!(matches!(judge(Hook::Zap, &e), Judgement::NotFired(_)));
     }
 }

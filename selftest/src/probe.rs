@@ -378,7 +378,7 @@ fn await_helper(device: &Device) -> Result<(), Trouble> {
     let start = Instant::now();
     while start.elapsed() < HELPER_PATIENCE {
         let report = device.report().call("REPORT")?;
-        if report.by_helper > 0 || report.state() != State::Running {
+        if report.chunks.by_helper > 0 || report.state() != State::Running {
             break;
         }
         std::hint::spin_loop();

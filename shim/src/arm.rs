@@ -4,18 +4,25 @@
 //! Everything here may run in a signal handler and with any lock of the
 //! program held: no allocation, no locks, no libc calls that touch errno.
 
+use asyncfork_settings::{Mode, PathBuffer};
 use asyncfork_uapi::{Arm, Device, Error, Outcome, Reason, Report};
 use libc::pid_t;
 use log::{debug, info, log, Level};
 
-use crate::config::{Config, Mode};
 use crate::log::Once;
 use crate::rss;
 
-/// The library's state in a process that may arm; made once, at load.
+/// The library's state in a process that may arm: those of its settings that a fork
+/// has to know. Made once, at load.
 pub struct Shim {
-    /// The settings.
-    pub config: Config,
+    /// Not [`Mode::Off`].
+    pub mode: Mode,
+    /// Bytes resident; smaller processes use a stock fork.
+    pub min_rss: u64,
+    /// Threads that help the child copy.
+    pub helpers: u32,
+    /// Absolute path.
+    pub device: PathBuffer,
 }
 
 /// What to do about one fork.
@@ -44,7 +51,7 @@ impl From<Error> for Obstacle {
 impl Shim {
     /// Arms the calling thread if it should be.
     pub fn before(&self) -> Plan {
-        let min = self.config.min_rss;
+        let min = self.min_rss;
         if let Some(size) = rss::below(min) {
             debug!("stock fork: {size} bytes resident, armed from {min} (ASYNCFORK_MIN_RSS)");
             return Plan::Stock;
@@ -56,10 +63,10 @@ impl Shim {
     }
 
     fn arm(&self) -> Result<Device, Obstacle> {
-        let device = Device::open_at(self.config.device.as_c_str())?;
+        let device = Device::open_at(self.device.as_c_str())?;
         // Asked each time: the module may have been replaced meanwhile.
         let version = device.check_abi()?;
-        if self.config.mode == Mode::Require {
+        if self.mode == Mode::Require {
             let stats = device.stats()?;
             if stats.switched_off != 0 {
                 return Err(Obstacle::Module(Reason::SwitchedOff));
@@ -68,7 +75,7 @@ impl Shim {
                 return Err(Obstacle::Module(Reason::Disabled));
             }
         }
-        let (wanted, max) = (self.config.helpers, version.max_helpers);
+        let (wanted, max) = (self.helpers, version.max_helpers);
         if wanted > max {
             log!(
                 Once::Helpers.level(Level::Warn),
@@ -76,22 +83,22 @@ impl Shim {
             );
         }
         device.arm(&Arm {
-            flags: 0,
             helpers: wanted.min(max),
-            min_rss: self.config.min_rss,
+            min_rss: self.min_rss,
+            ..Arm::default()
         })?;
         Ok(device)
     }
 
     /// An obstacle before the fork.
     fn without(&self, obstacle: &Obstacle) -> Plan {
-        let (plan, what) = match self.config.mode {
+        let (plan, what) = match self.mode {
             Mode::Require => (Plan::Refuse, "fork refused (ASYNCFORK=require)"),
             Mode::Auto | Mode::Off => (Plan::Stock, "stock fork"),
         };
         match obstacle {
             Obstacle::Device(error) => {
-                let path = &self.config.device;
+                let path = &self.device;
                 log!(self.level(Once::Device(*error)), "{what}: {path} {error}");
             }
             Obstacle::Module(reason) => {
@@ -104,7 +111,7 @@ impl Shim {
 
     /// The level of a complaint: once what matters to `ASYNCFORK=require` or not.
     fn level(&self, key: Once) -> Level {
-        key.level(match self.config.mode {
+        key.level(match self.mode {
             Mode::Require => Level::Error,
             Mode::Auto | Mode::Off => Level::Warn,
         })
@@ -115,7 +122,7 @@ impl Shim {
         match device.report() {
             Ok(report) => self.log_report(&report, pid),
             Err(error) => {
-                let path = &self.config.device;
+                let path = &self.device;
                 log!(
                     Once::Device(error).level(Level::Warn),
                     "fork of {pid}, outcome unknown: {path} {error}"
@@ -136,7 +143,7 @@ impl Shim {
             ),
             Outcome::Async => {
                 let park_us = report.park_ns / 1000;
-                let (id, parked, eager) = (report.id, report.parked, report.eager);
+                let (id, parked, eager) = (report.id, report.chunks.parked, report.chunks.eager);
                 info!(
                     "async fork of {pid}: session {id}, {parked} chunks parked in {park_us} us, \
                      {eager} copied at once"

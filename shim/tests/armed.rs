@@ -101,13 +101,13 @@ fn another_abi_is_a_warning_that_names_both() {
     let finished = bench
         .program("forks")
         .args(&["times=2", "fork=fork"])
-        .fake_module(&["abi=2"])
+        .fake_module(&["abi=3"])
         .succeed_loaded();
     finished
         .expect_stdout(&"fork gave a child\n".repeat(2))
         .expect_log(
             1,
-            "warn: stock fork: /dev/null speaks ABI 2, this library ABI 1; install",
+            "warn: stock fork: /dev/null speaks ABI 3, this library ABI 2; install",
         );
     assert_eq!(finished.sequence(), ["version", "fork", "version", "fork"]);
 }
@@ -406,8 +406,8 @@ mod require {
                 "fork refused (ASYNCFORK=require): switched_off: the module",
             ),
             (
-                "abi=2",
-                "fork refused (ASYNCFORK=require): /dev/null speaks ABI 2",
+                "abi=3",
+                "fork refused (ASYNCFORK=require): /dev/null speaks ABI 3",
             ),
             (
                 &arm_fails,

@@ -6,34 +6,35 @@ use core::ffi::CStr;
 use rustix::ioctl::{opcode, Opcode};
 
 /// ABI version this crate speaks; see [`Version::abi`].
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 /// Default path of the device.
 pub const DEVICE: &CStr = c"/dev/asyncfork";
 /// Length of the per-hook arrays: room for more hooks than [`Hook`] names.
-pub const HOOK_MAX: usize = 16;
-/// Length of [`Stats::stock_by_reason`].
-pub const REASON_SLOTS: usize = 16;
-/// Most entries that [`Recent`] holds.
-pub const RECENT_MAX: usize = 32;
+pub const HOOK_MAX: usize = 32;
+/// Length of [`Stats::stock_by_reason`]: room for more than [`Reason`] names.
+pub const REASON_MAX: usize = 32;
+/// Length of a [`Histogram`].
+pub const BUCKETS: usize = 40;
 
 /// Type byte of every ioctl of the device.
 pub const IOC_MAGIC: u8 = 0xAF;
 /// Fills a [`Version`].
-pub const IOC_VERSION: Opcode = opcode::read::<Version>(IOC_MAGIC, 0);
+pub const IOC_VERSION: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA0);
 /// Takes an [`Arm`].
-pub const IOC_ARM: Opcode = opcode::write::<Arm>(IOC_MAGIC, 1);
+pub const IOC_ARM: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA1);
 /// Fills a [`Report`].
-pub const IOC_REPORT: Opcode = opcode::read::<Report>(IOC_MAGIC, 2);
+pub const IOC_REPORT: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA2);
 /// Fills a [`Stats`].
-pub const IOC_STATS: Opcode = opcode::read::<Stats>(IOC_MAGIC, 3);
-/// Fills a [`Recent`].
-pub const IOC_RECENT: Opcode = opcode::read::<Recent>(IOC_MAGIC, 4);
+pub const IOC_STATS: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA3);
+/// Fills the reports that a [`Recent`] names.
+pub const IOC_RECENT: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA4);
 
 /// The header's numeric `#define`s and array bounds, by their C names.
 pub const CONSTANTS: &[(&str, u64)] = &[
     ("ASYNCFORK_ABI_VERSION", ABI_VERSION as u64),
+    ("ASYNCFORK_REASON_MAX", REASON_MAX as u64),
     ("ASYNCFORK_HOOK_MAX", HOOK_MAX as u64),
-    ("ASYNCFORK_RECENT_MAX", RECENT_MAX as u64),
+    ("ASYNCFORK_BUCKETS", BUCKETS as u64),
     ("ASYNCFORK_IOC_MAGIC", IOC_MAGIC as u64),
     ("ASYNCFORK_IOC_VERSION", IOC_VERSION as u64),
     ("ASYNCFORK_IOC_ARM", IOC_ARM as u64),
@@ -240,6 +241,12 @@ pub unsafe trait AbiStruct: Copy + Default {
     const FIELDS: &'static [Field];
 }
 
+/// An argument of an ioctl: begins with its size, which [`Default`] sets.
+///
+/// # Safety
+/// The first field is `size: u64`, and [`Default`] makes it the type's size.
+pub unsafe trait AbiArgument: AbiStruct {}
+
 /// One field of an [`AbiStruct`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Field {
@@ -268,14 +275,20 @@ macro_rules! abi_struct {
     (
         $(#[$meta:meta])*
         pub struct $name:ident = $c_name:literal {
-            $( $(#[$fmeta:meta])* pub $field:ident: $ty:ty, )+
+            $( $(#[$fmeta:meta])* pub $field:ident: $ty:ty = $default:expr, )+
         }
     ) => {
         $(#[$meta])*
         #[repr(C)]
-        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
         pub struct $name {
             $( $(#[$fmeta])* pub $field: $ty, )+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $( $field: $default, )+ }
+            }
         }
 
         // SAFETY: repr(C); only integers, arrays of them, or other AbiStructs;
@@ -297,9 +310,124 @@ macro_rules! abi_struct {
             "the ABI has no holes"
         );
     };
+    (
+        $(#[$meta:meta])*
+        pub struct $name:ident = $c_name:literal {
+            $( $(#[$fmeta:meta])* pub $field:ident: $ty:ty, )+
+        }
+    ) => {
+        abi_struct! {
+            $(#[$meta])*
+            pub struct $name = $c_name {
+                $( $(#[$fmeta])* pub $field: $ty = <$ty as Zero>::ZERO, )+
+            }
+        }
+    };
+}
+
+/// Declares one that an ioctl takes.
+macro_rules! abi_argument {
+    (
+        $(#[$meta:meta])*
+        pub struct $name:ident = $c_name:literal {
+            $( $(#[$fmeta:meta])* pub $field:ident: $ty:ty, )+
+        }
+    ) => {
+        abi_struct! {
+            $(#[$meta])*
+            pub struct $name = $c_name {
+                /// Bytes of this struct; from the module, those that it filled.
+                pub size: u64 = core::mem::size_of::<Self>() as u64,
+                $( $(#[$fmeta])* pub $field: $ty = <$ty as Zero>::ZERO, )+
+            }
+        }
+
+        // SAFETY: right above.
+        unsafe impl AbiArgument for $name {}
+    };
+}
+
+/// What a field is before anybody has filled it. The arrays are longer than those
+/// that have a [`Default`].
+trait Zero {
+    const ZERO: Self;
+}
+
+macro_rules! zero {
+    ($($ty:ty)+) => { $( impl Zero for $ty { const ZERO: Self = 0; } )+ };
+}
+
+zero!(u8 u32 i32 u64);
+
+impl<T: Zero + Copy, const N: usize> Zero for [T; N] {
+    const ZERO: Self = [T::ZERO; N];
 }
 
 abi_struct! {
+    /// What became of the chunks of a session, or of all.
+    pub struct Chunks = "asyncfork_chunks" {
+        /// Taken out of the parent's page table.
+        pub parked: u64,
+        /// Copied during the fork.
+        pub eager: u64,
+        /// Given back uncopied.
+        pub reattached: u64,
+        /// Had more than plain pages.
+        pub mixed: u64,
+        /// Pulled by the child.
+        pub by_child: u64,
+        /// Pulled by the parent.
+        pub by_parent: u64,
+        /// Pulled by helper threads.
+        pub by_helper: u64,
+        /// Pulled by anybody else.
+        pub by_other: u64,
+    }
+}
+
+abi_struct! {
+    /// How long something took, how often.
+    pub struct Histogram = "asyncfork_histogram" {
+        /// Number `i` counts from 2^i ns up to, but not including, 2^(i + 1); the
+        /// first also 0, the last all that is longer.
+        pub bucket: [u64; BUCKETS],
+    }
+}
+
+impl Chunks {
+    /// Pulled, by whomever.
+    pub const fn pulled(&self) -> u64 {
+        self.by_child + self.by_parent + self.by_helper + self.by_other
+    }
+}
+
+impl Zero for Chunks {
+    const ZERO: Self = Self {
+        parked: 0,
+        eager: 0,
+        reattached: 0,
+        mixed: 0,
+        by_child: 0,
+        by_parent: 0,
+        by_helper: 0,
+        by_other: 0,
+    };
+}
+
+impl Zero for Histogram {
+    const ZERO: Self = Self {
+        bucket: [0; BUCKETS],
+    };
+}
+
+impl Histogram {
+    /// How many were counted.
+    pub fn count(&self) -> u64 {
+        self.bucket.iter().sum()
+    }
+}
+
+abi_argument! {
     /// What the module speaks.
     pub struct Version = "asyncfork_version" {
         /// The module's [`ABI_VERSION`].
@@ -311,7 +439,7 @@ abi_struct! {
     }
 }
 
-abi_struct! {
+abi_argument! {
     /// What the caller asks of its next fork. A fork consumes the newest ARM of
     /// its thread.
     pub struct Arm = "asyncfork_arm" {
@@ -319,17 +447,19 @@ abi_struct! {
         pub flags: u32,
         /// Threads that help the child copy.
         pub helpers: u32,
-        /// Bytes resident; smaller processes fork as ever.
+        /// Bytes resident; smaller processes use a stock fork.
         pub min_rss: u64,
     }
 }
 
-abi_struct! {
-    /// The last fork that consumed a descriptor's ARM, or a past session.
+abi_argument! {
+    /// The last fork that consumed a descriptor's ARM, or a past one.
     /// The counters of a running session are a snapshot. The pids are thread
     /// group ids in the pid namespace of who asked, also of processes that are
-    /// gone, and 0 where that does not show them; in [`Recent`] those of the
-    /// initial namespace.
+    /// gone, and 0 where that does not show them; from [`Device::recent`] those of
+    /// the initial namespace.
+    ///
+    /// [`Device::recent`]: crate::Device::recent
     pub struct Report = "asyncfork_report" {
         /// Session number, 0: no session.
         pub id: u64,
@@ -347,24 +477,12 @@ abi_struct! {
         pub child_pid: i32,
         /// The parent's name, padded with NULs; see [`Report::comm()`].
         pub comm: [u8; 16],
+        /// The parent's cgroup in the default hierarchy: its directory's inode number.
+        pub cgroup_id: u64,
+        /// CPUs that the forking thread might run on; the child may run on no others.
+        pub cpus: u64,
         /// When parking began.
         pub start_ns: u64,
-        /// Chunks parked.
-        pub parked: u64,
-        /// Chunks copied during the fork.
-        pub eager: u64,
-        /// Chunks given back uncopied.
-        pub reattached: u64,
-        /// Chunks with more than plain pages.
-        pub odd: u64,
-        /// Chunks pulled by the child.
-        pub by_child: u64,
-        /// Chunks pulled by the parent.
-        pub by_parent: u64,
-        /// Chunks pulled by helper threads.
-        pub by_helper: u64,
-        /// Chunks pulled by anybody else.
-        pub by_other: u64,
         /// Nanoseconds spent parking, inside `fork()`.
         pub park_ns: u64,
         /// Nanoseconds the parent spent in pulls: total.
@@ -375,8 +493,8 @@ abi_struct! {
         pub copy_ns: u64,
         /// Bytes of the side arrays.
         pub meta_bytes: u64,
-        /// CPUs that the forking thread might run on; the child may run on no others.
-        pub cpus: u64,
+        /// Chunks.
+        pub chunks: Chunks,
         /// Pulls by who asked; see [`Report::pulls_by()`].
         pub pulls: [u64; HOOK_MAX],
     }
@@ -410,9 +528,15 @@ impl Report {
     }
 }
 
-abi_struct! {
+abi_argument! {
     /// Totals since the module was loaded.
     pub struct Stats = "asyncfork_stats" {
+        /// Module parameter `enabled`.
+        pub enabled: u64,
+        /// 1: off after an inconsistency.
+        pub switched_off: u64,
+        /// Sessions running now.
+        pub running: u64,
         /// ARM calls that succeeded.
         pub armed: u64,
         /// Forks by outcome.
@@ -421,44 +545,32 @@ abi_struct! {
         pub stock: u64,
         /// Forks by outcome.
         pub failed: u64,
-        /// Stock forks; see [`Stats::stock_by()`].
-        pub stock_by_reason: [u64; REASON_SLOTS],
-        /// Sessions running now.
-        pub running: u64,
         /// Sessions that were aborted.
         pub aborted: u64,
         /// Children killed by an abort.
         pub killed: u64,
-        /// Chunks, as in [`Report`].
-        pub parked: u64,
-        /// Chunks, as in [`Report`].
-        pub eager: u64,
-        /// Chunks, as in [`Report`].
-        pub reattached: u64,
-        /// Chunks, as in [`Report`].
-        pub odd: u64,
-        /// Chunks, as in [`Report`].
-        pub by_child: u64,
-        /// Chunks, as in [`Report`].
-        pub by_parent: u64,
-        /// Chunks, as in [`Report`].
-        pub by_helper: u64,
-        /// Chunks, as in [`Report`].
-        pub by_other: u64,
+        /// Unexpected slots that were merged.
+        pub merged: u64,
+        /// Nanoseconds spent parking.
+        pub park_ns: u64,
         /// Nanoseconds parents spent in pulls: total.
         pub parent_pull_ns: u64,
         /// Nanoseconds of the longest of them.
         pub parent_pull_max_ns: u64,
         /// Nanoseconds of copying, summed over sessions.
         pub copy_ns: u64,
-        /// Unexpected slots that were merged.
-        pub merged: u64,
-        /// 1: off after an inconsistency.
-        pub switched_off: u64,
-        /// Module parameter `enabled`.
-        pub enabled: u64,
+        /// Chunks.
+        pub chunks: Chunks,
+        /// Stock forks; see [`Stats::stock_by()`].
+        pub stock_by_reason: [u64; REASON_MAX],
         /// Pulls by who asked; see [`Stats::pulls_by()`].
         pub pulls: [u64; HOOK_MAX],
+        /// Parking, of asynchronous forks.
+        pub park: Histogram,
+        /// Each pull by a parent.
+        pub parent_pull: Histogram,
+        /// From the end of the fork to the end of the session, of those that ended.
+        pub copy: Histogram,
     }
 }
 
@@ -474,21 +586,17 @@ impl Stats {
     }
 }
 
-abi_struct! {
-    /// The last sessions that ended.
+abi_argument! {
+    /// Where the last forks go; see [`Device::recent`].
+    ///
+    /// [`Device::recent`]: crate::Device::recent
     pub struct Recent = "asyncfork_recent" {
-        /// Valid entries.
-        pub count: u64,
-        /// Newest first; see [`Recent::entries()`].
-        pub entry: [Report; RECENT_MAX],
-    }
-}
-
-impl Recent {
-    /// The valid entries, newest first.
-    pub fn entries(&self) -> &[Report] {
-        let count = usize::try_from(self.count).unwrap_or(RECENT_MAX);
-        &self.entry[..count.min(RECENT_MAX)]
+        /// Address of an array of [`Report`].
+        pub entries: u64,
+        /// Bytes of each.
+        pub entry_size: u32,
+        /// Room for so many; from the module: how many there are.
+        pub count: u32,
     }
 }
 
@@ -534,25 +642,31 @@ mod tests {
     #[test]
     fn indexes_beyond_the_arrays_are_zero() {
         let stats = Stats {
-            stock_by_reason: [3; REASON_SLOTS],
+            stock_by_reason: [3; REASON_MAX],
             pulls: [5; HOOK_MAX],
             ..Stats::default()
         };
         assert_eq!(stats.stock_by(Reason::Pinned), 3);
-        assert_eq!(stats.stock_by(Reason::Unknown(16)), 0);
+        assert_eq!(stats.stock_by(Reason::Unknown(32)), 0);
         assert_eq!(stats.pulls_by(Hook::Exit), 5);
         assert_eq!(stats.pulls_by(Hook::Unknown(u32::MAX)), 0);
     }
 
     #[test]
-    fn a_wrong_count_does_not_read_beyond_the_ring() {
-        let mut recent = Recent {
-            count: 2,
-            ..Recent::default()
-        };
-        assert_eq!(recent.entries().len(), 2);
-        recent.count = u64::MAX;
-        assert_eq!(recent.entries().len(), RECENT_MAX);
+    fn an_argument_begins_with_its_size() {
+        fn check<T: AbiArgument>() {
+            let value = T::default();
+            assert_eq!(T::FIELDS[0].name, "size", "{}", T::C_NAME);
+            assert_eq!(T::FIELDS[0].offset, 0, "{}", T::C_NAME);
+            // SAFETY: repr(C) with a u64 first, as just seen.
+            let size = unsafe { *core::ptr::from_ref(&value).cast::<u64>() };
+            assert_eq!(size, size_of::<T>() as u64, "{}", T::C_NAME);
+        }
+        check::<Version>();
+        check::<Arm>();
+        check::<Report>();
+        check::<Stats>();
+        check::<Recent>();
     }
 
     #[test]

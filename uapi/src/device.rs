@@ -13,10 +13,10 @@ use core::mem::ManuallyDrop;
 use rustix::fd::AsFd;
 use rustix::fs::{fstat, FileType, Mode, OFlags};
 use rustix::io::Errno;
-use rustix::ioctl::{ioctl, Opcode, Setter, Updater};
+use rustix::ioctl::{ioctl, Opcode, Updater};
 
 use crate::abi::{
-    AbiStruct, Arm, Recent, Report, Stats, Version, ABI_VERSION, DEVICE, IOC_ARM, IOC_RECENT,
+    AbiArgument, Arm, Recent, Report, Stats, Version, ABI_VERSION, DEVICE, IOC_ARM, IOC_RECENT,
     IOC_REPORT, IOC_STATS, IOC_VERSION,
 };
 use crate::fd::Fd;
@@ -124,7 +124,7 @@ const fn open_hint(errno: Errno) -> &'static str {
 const fn ioctl_hint(name: IoctlName, errno: Errno) -> &'static str {
     match (name, errno) {
         (_, Errno::NOTTY) => {
-            "; this is not the asyncfork device, or its module speaks another ABI than 1; \
+            "; this is not the asyncfork device, or its module speaks another ABI than 2; \
              install module and library of the same release"
         }
         (IoctlName::Arm, Errno::BUSY) => "; this descriptor is armed already",
@@ -134,7 +134,7 @@ const fn ioctl_hint(name: IoctlName, errno: Errno) -> &'static str {
 }
 
 // The hint above names the version in plain text.
-const _: () = assert!(ABI_VERSION == 1);
+const _: () = assert!(ABI_VERSION == 2);
 
 /// Which object a descriptor refers to. A program may close descriptors that
 /// are not its own and get their numbers again for something else.
@@ -228,10 +228,8 @@ impl Device {
     /// [`Error::Ioctl`]: `INVAL` for unknown flags or too many helpers, `BUSY`
     /// if this device is armed already; [`Error::Lost`].
     pub fn arm(&self, arm: &Arm) -> Result<(), Error> {
-        self.check_ours()?;
-        // SAFETY: IOC_ARM is the number of this struct, which the module only reads.
-        unsafe { ioctl(&*self.fd, Setter::<IOC_ARM, Arm>::new(*arm)) }
-            .map_err(|errno| Error::Ioctl(IoctlName::Arm, errno))
+        let mut arm = *arm;
+        self.call::<IOC_ARM, Arm>(IoctlName::Arm, &mut arm)
     }
 
     /// The last fork that consumed this device's ARM.
@@ -250,12 +248,23 @@ impl Device {
         self.fill::<IOC_STATS, Stats>(IoctlName::Stats)
     }
 
-    /// The last sessions that ended. The value is large (9 KiB).
+    /// Fills `entries` with the last forks that consumed an ARM, newest first; one
+    /// with a session when that has ended. Their pids are those of the initial
+    /// namespace. The module keeps at least 32.
+    ///
+    /// Returns how many there are.
     ///
     /// # Errors
     /// [`Error::Ioctl`], [`Error::Lost`].
-    pub fn recent(&self) -> Result<Recent, Error> {
-        self.fill::<IOC_RECENT, Recent>(IoctlName::Recent)
+    pub fn recent(&self, entries: &mut [Report]) -> Result<usize, Error> {
+        let mut recent = Recent {
+            entries: entries.as_mut_ptr() as u64,
+            entry_size: size_of::<Report>() as u32,
+            count: u32::try_from(entries.len()).unwrap_or(u32::MAX),
+            ..Recent::default()
+        };
+        self.call::<IOC_RECENT, Recent>(IoctlName::Recent, &mut recent)?;
+        Ok(entries.len().min(recent.count as usize))
     }
 
     fn check_ours(&self) -> Result<(), Error> {
@@ -266,15 +275,24 @@ impl Device {
         }
     }
 
-    fn fill<const OPCODE: Opcode, T: AbiStruct>(&self, name: IoctlName) -> Result<T, Error> {
-        self.check_ours()?;
+    fn fill<const OPCODE: Opcode, T: AbiArgument>(&self, name: IoctlName) -> Result<T, Error> {
         // Zeroed: another device may say "done" to this number and write nothing.
         let mut value = T::default();
-        // SAFETY: OPCODE carries the size of T, so no more than that is
-        // written, and any bit pattern is a valid AbiStruct.
-        unsafe { ioctl(&*self.fd, Updater::<OPCODE, T>::new(&mut value)) }
-            .map_err(|errno| Error::Ioctl(name, errno))?;
+        self.call::<OPCODE, T>(name, &mut value)?;
         Ok(value)
+    }
+
+    fn call<const OPCODE: Opcode, T: AbiArgument>(
+        &self,
+        name: IoctlName,
+        value: &mut T,
+    ) -> Result<(), Error> {
+        self.check_ours()?;
+        // SAFETY: the module writes no more than the size that an AbiArgument begins
+        // with and what a Recent has room for, another device no more than the 8 bytes
+        // that OPCODE carries; any bit pattern is a valid AbiStruct.
+        unsafe { ioctl(&*self.fd, Updater::<OPCODE, T>::new(value)) }
+            .map_err(|errno| Error::Ioctl(name, errno))
     }
 }
 
@@ -314,7 +332,7 @@ mod tests {
         let device = Device::open_at(c"/dev/null").unwrap();
         let error = device.check_abi().unwrap_err();
         assert_eq!(error, Error::Ioctl(IoctlName::Version, Errno::NOTTY));
-        assert!(error.to_string().contains("another ABI than 1"), "{error}");
+        assert!(error.to_string().contains("another ABI than 2"), "{error}");
         let arm = Arm::default();
         assert_eq!(
             device.arm(&arm).unwrap_err(),

@@ -67,11 +67,28 @@ static int take_arm(pid_t tid)
 	return 0;
 }
 
+/* The asker's struct begins with its size; he is of this version. */
+static int check_size(const struct seccomp_notif *req, size_t size)
+{
+	uint64_t theirs;
+	struct iovec to = { &theirs, sizeof(theirs) };
+	struct iovec from = { (void *)(uintptr_t)req->data.args[2],
+			      sizeof(theirs) };
+
+	if (process_vm_readv(req->pid, &to, 1, &from, 1, 0) != sizeof(theirs))
+		return EFAULT;
+	return theirs == size ? 0 : EINVAL;
+}
+
+/* data begins with its size. */
 static int give(const struct seccomp_notif *req, const void *data, size_t size)
 {
 	struct iovec from = { (void *)data, size };
 	struct iovec to = { (void *)(uintptr_t)req->data.args[2], size };
+	int err = check_size(req, size);
 
+	if (err)
+		return err;
 	return process_vm_writev(req->pid, &from, 1, &to, 1, 0) == (ssize_t)size ?
 		0 : EFAULT;
 }
@@ -79,6 +96,7 @@ static int give(const struct seccomp_notif *req, const void *data, size_t size)
 static int answer_version(const struct seccomp_notif *req)
 {
 	struct asyncfork_version version = {
+		.size = sizeof(version),
 		.abi = set.abi,
 		.max_helpers = set.max_helpers,
 	};
@@ -96,6 +114,8 @@ static int answer_arm(const struct seccomp_notif *req)
 
 	if (process_vm_readv(req->pid, &to, 1, &from, 1, 0) != sizeof(arm))
 		return EFAULT;
+	if (arm.size != sizeof(arm))
+		return EINVAL;
 	fprintf(calls, "%d arm flags=%u helpers=%u min_rss=%llu\n", req->pid,
 		arm.flags, arm.helpers, (unsigned long long)arm.min_rss);
 	if (set.arm_errno)
@@ -109,12 +129,12 @@ static int answer_arm(const struct seccomp_notif *req)
 static int answer_report(const struct seccomp_notif *req)
 {
 	struct asyncfork_report report = {
+		.size = sizeof(report),
 		.id = SESSION_ID,
 		.outcome = consumed ? set.outcome : ASYNCFORK_OUTCOME_NONE,
 		.reason = set.reason,
-		.parked = 512,
+		.chunks = { .parked = 512, .eager = 3 },
 		.park_ns = 170000,
-		.eager = 3,
 		.cpus = set.cpus,
 		.child_pid = set.child_pid,
 	};
@@ -127,6 +147,7 @@ static int answer_report(const struct seccomp_notif *req)
 static int answer_stats(const struct seccomp_notif *req)
 {
 	struct asyncfork_stats stats = {
+		.size = sizeof(stats),
 		.enabled = set.enabled,
 		.switched_off = set.switched_off,
 	};

@@ -81,8 +81,8 @@ pub struct Scenario {
     pub one_vma: bool,
     /// A pull may get no PTE table, not even a reserve.
     pub no_memory: bool,
-    /// The copy of an odd chunk may fail.
-    pub odd_fails: bool,
+    /// The copy of a mixed chunk may fail.
+    pub mixed_fails: bool,
     /// The fork may fail after parking.
     pub fork_fails: bool,
 }
@@ -94,7 +94,7 @@ const PLAIN: Scenario = Scenario {
     roles: &[],
     one_vma: false,
     no_memory: false,
-    odd_fails: false,
+    mixed_fails: false,
     fork_fails: false,
 };
 
@@ -117,9 +117,9 @@ pub const SCENARIOS: &[Scenario] = &[
         ..PLAIN
     },
     Scenario {
-        name: "odd copies fail",
+        name: "mixed copies fail",
         roles: &[Fork(0), Child(0), Write(0), Helper],
-        odd_fails: true,
+        mixed_fails: true,
         ..PLAIN
     },
     Scenario {
@@ -143,14 +143,14 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "migration in the child",
         roles: &[Fork(0), Child(0), MigrateChild(0), Kill, Gup(1)],
-        odd_fails: true,
+        mixed_fails: true,
         fork_fails: true,
         ..PLAIN
     },
     Scenario {
-        name: "odd copies fail in a fork",
+        name: "mixed copies fail in a fork",
         roles: &[Fork(0), Child(0), Migrate(0), Migrate(1)],
-        odd_fails: true,
+        mixed_fails: true,
         fork_fails: true,
         ..PLAIN
     },
@@ -219,7 +219,7 @@ pub const SCENARIOS: &[Scenario] = &[
     Scenario {
         name: "child held back",
         roles: &[Fork(0), Child(0), Write(0), Write(1), Hog],
-        odd_fails: true,
+        mixed_fails: true,
         ..PLAIN
     },
     Scenario {
@@ -248,7 +248,7 @@ pub const SCENARIOS: &[Scenario] = &[
         name: "timeout without memory, SIGKILL",
         roles: &[Fork(0), Child(0), Timer, Kill],
         no_memory: true,
-        odd_fails: true,
+        mixed_fails: true,
         ..PLAIN
     },
 ];
@@ -301,7 +301,7 @@ mutations! {
     LockedMigration,
     /// The copy of a chunk can be preempted.
     BusyPreemptible,
-    /// A failed odd copy dooms the session after the chunk is DONE.
+    /// A failed copy of a mixed chunk dooms the session after the chunk is DONE.
     DoomLate,
     /// af_session_doom() looks at the task before it sets AF_ABORTED.
     DoomLooksFirst,

@@ -112,7 +112,7 @@ impl Protocol {
                 wait(word != Word::Busy || dropped(Mutation::NoWait))
             }
             Pc::PullAlloc => 1 + u8::from(sc.no_memory),
-            Pc::PullCopy => 1 + u8::from(sc.odd_fails),
+            Pc::PullCopy => 1 + u8::from(sc.mixed_fails),
             Pc::SyncIpi => wait(st.gup.is_none()),
             Pc::ChildStart if s.failed => 1,
             Pc::ChildStart => wait(s.woken) * (1 + u8::from(s.sigkill && s.child_work)),

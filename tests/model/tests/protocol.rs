@@ -27,8 +27,8 @@ const HELD: &str = "child held back";
 const HELD_TIMEOUT: &str = "child held back for the timeout";
 const FAILING_FORK_TIMEOUT: &str = "timeout in a fork that may fail";
 const FAILING_FORK: &str = "migration in a fork that may fail";
-const ODD: &str = "odd copies fail";
-const ODD_IN_FORK: &str = "odd copies fail in a fork";
+const MIXED: &str = "mixed copies fail";
+const MIXED_IN_FORK: &str = "mixed copies fail in a fork";
 const TWO_FORKS_NO_MEMORY: &str = "second fork, no memory";
 const ONE_VMA: &str = "migration, one VMA";
 const EXITS: &str = "reader of the child, exits";
@@ -58,12 +58,12 @@ const DROPPED: &[(Mutation, &str, &str)] = &[
     (FlushedUnseen, VMA_LOCKS, TLB),
     (LockedMigration, FAILING_FORK, TLB),
     (BusyPreemptible, HELD, STUCK),
-    (DoomLate, ODD, IMAGE),
-    (DoomLooksFirst, ODD_IN_FORK, REPORT),
-    (ForkedLooksFirst, ODD_IN_FORK, REPORT),
-    (ForkedNoLook, ODD_IN_FORK, REPORT),
+    (DoomLate, MIXED, IMAGE),
+    (DoomLooksFirst, MIXED_IN_FORK, REPORT),
+    (ForkedLooksFirst, MIXED_IN_FORK, REPORT),
+    (ForkedNoLook, MIXED_IN_FORK, REPORT),
     (ChildNoLook, TWO_FORKS_NO_MEMORY, IMAGE),
-    (ExitNoAbort, ODD, CHILD_FREED),
+    (ExitNoAbort, MIXED, CHILD_FREED),
     (
         ExitNoPull,
         EXITS,
