@@ -6,13 +6,20 @@ use std::io;
 
 const RELEASE: &str = "/proc/sys/kernel/osrelease";
 
+/// `uname -r`.
+///
+/// # Errors
+/// `/proc` is not mounted.
+pub fn release() -> io::Result<String> {
+    Ok(fs::read_to_string(RELEASE)?.trim().to_owned())
+}
+
 /// Whether this is the kernel `major.minor` or a later one.
 ///
 /// # Errors
 /// `/proc` is not mounted.
 pub fn kernel_since(major: u32, minor: u32) -> io::Result<bool> {
-    let release = fs::read_to_string(RELEASE)?;
-    Ok(at_least(&release, (major, minor)))
+    Ok(at_least(&release()?, (major, minor)))
 }
 
 /// Whether this is a kernel of `scripts/debug-kernel`.
@@ -20,7 +27,7 @@ pub fn kernel_since(major: u32, minor: u32) -> io::Result<bool> {
 /// # Errors
 /// `/proc` is not mounted.
 pub fn on_debug_kernel() -> io::Result<bool> {
-    Ok(fs::read_to_string(RELEASE)?.contains("-asyncfork-"))
+    Ok(release()?.contains("-asyncfork-"))
 }
 
 fn at_least(release: &str, version: (u32, u32)) -> bool {

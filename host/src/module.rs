@@ -8,11 +8,13 @@ use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::{anyhow, bail, Context, Result};
-use asyncfork_uapi::{Device, Stats};
+use asyncfork_uapi::{Device, Report, Stats};
 
+use crate::kernel::on_debug_kernel;
 use crate::wait::poll_until;
 
 const SYSFS: &str = "/sys/module/asyncfork";
@@ -33,6 +35,55 @@ pub fn load(file: &Path, parameters: &str) -> io::Result<()> {
             0,
         )
     })
+}
+
+/// A module file that is loaded again and again.
+#[derive(Debug, Clone)]
+pub struct ModuleFile {
+    path: PathBuf,
+    /// Read from the file once: it is large.
+    faults: OnceLock<bool>,
+}
+
+impl ModuleFile {
+    /// Nothing is loaded yet.
+    pub fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            faults: OnceLock::new(),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Loads it as [`load`] does, and as an untested one where it counts as such:
+    /// built with fault injection, or on a debug kernel.
+    ///
+    /// # Errors
+    /// As [`load`].
+    pub fn load(&self, parameters: &str) -> io::Result<()> {
+        if self.injects_faults()? || on_debug_kernel()? {
+            return load(&self.path, &format!("allow_untested=1 {parameters}"));
+        }
+        load(&self.path, parameters)
+    }
+
+    /// Whether it was built with fault injection.
+    ///
+    /// # Errors
+    /// Those of reading the file.
+    pub fn injects_faults(&self) -> io::Result<bool> {
+        const PARM: &[u8] = b"parm=fault_skip:";
+        if let Some(&faults) = self.faults.get() {
+            return Ok(faults);
+        }
+        let file = fs::read(&self.path)?;
+        let faults = file.windows(PARM.len()).any(|w| w == PARM);
+        Ok(*self.faults.get_or_init(|| faults))
+    }
 }
 
 /// One try to unload it, as rmmod does.
@@ -149,4 +200,15 @@ pub fn quiet_stats() -> Result<Stats> {
         Some(stats) => Ok(stats),
         None => bail!("{} sessions still run", stats()?.running),
     }
+}
+
+/// The last forks that consumed an ARM, newest first; see [`Device::recent`].
+///
+/// # Errors
+/// Those of [`Device::recent`].
+pub fn recent(device: &Device) -> Result<Vec<Report>> {
+    let mut entries = vec![Report::default(); 256];
+    let count = device.recent(&mut entries).map_err(device_error)?;
+    entries.truncate(count);
+    Ok(entries)
 }

@@ -6,19 +6,11 @@ use anyhow::{Context, Result};
 /// Bytes of a size such as 512M or 2G; units are powers of 1024.
 ///
 /// # Errors
-/// No unit, another unit, 0, or more than 64 bits.
+/// No number, a unit other than K, M and G, 0, or more than 64 bits.
 pub fn parse_size(text: &str) -> Result<u64> {
-    let (number, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|n| n.checked_mul(1 << shift))
-        .filter(|&n| n > 0)
+    asyncfork_settings::size(text.as_bytes())
+        // A slip, for a VM, its disk or a server's data here.
+        .filter(|&bytes| bytes > 0 && !text.ends_with(['T', 't']))
         .with_context(|| format!("{text:?} is no size; write 512M or 2G"))
 }
 

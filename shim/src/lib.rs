@@ -31,7 +31,6 @@
 )]
 
 mod arm;
-mod config;
 mod imports;
 mod log;
 mod quiet;
@@ -43,13 +42,13 @@ use core::ffi::CStr;
 use core::mem::MaybeUninit;
 
 use ::log::{debug, warn};
+use asyncfork_settings::{base_name, names, Mode, Settings};
 use asyncfork_uapi::Fd;
 use libc::pid_t;
 use once_cell::race::OnceRef;
 use rustix::fs::{readlinkat_raw, Mode as FileMode, OFlags, CWD};
 
 use arm::{Plan, Shim};
-use config::{base_name, Mode, Settings};
 use log::Logger;
 use real::Real;
 
@@ -105,7 +104,7 @@ fn configure() -> Option<Shim> {
         // A set-user-ID program must not open files that its caller names.
         return None;
     }
-    let settings = Settings::parse(imports::getenv);
+    let (settings, problems) = Settings::parse(imports::getenv);
     let level = settings.log;
     // SAFETY: the library is loaded once.
     let logger = unsafe { LOGGER_PLACE.put(Logger::new(level, settings.log_file)) };
@@ -116,28 +115,32 @@ fn configure() -> Option<Shim> {
         debug!("loaded, idle: not in ASYNCFORK_MATCH");
         return None;
     }
-    for problem in &settings.problems {
+    for problem in &problems {
         warn!("{problem}");
     }
-    let config = settings.config;
-    if config.mode == Mode::Off {
+    if settings.mode == Mode::Off {
         debug!("loaded, idle: ASYNCFORK=off");
         return None;
     }
     debug!(
         "loaded: mode {}, armed from {} bytes, {} helper threads, device {}, ABI {}",
-        config.mode.label(),
-        config.min_rss,
-        config.helpers,
-        config.device,
+        settings.mode.label(),
+        settings.min_rss,
+        settings.helpers,
+        settings.device,
         asyncfork_uapi::ABI_VERSION,
     );
-    Some(Shim { config })
+    Some(Shim {
+        mode: settings.mode,
+        min_rss: settings.min_rss,
+        helpers: settings.helpers,
+        device: settings.device,
+    })
 }
 
 /// Is this program in the list, by its executable or by the name it was started under?
 fn is_named(programs: &[u8]) -> bool {
-    let mut names = config::names(programs).peekable();
+    let mut names = names(programs).peekable();
     if names.peek().is_none() {
         return true;
     }

@@ -9,6 +9,7 @@
 use core::fmt::{self, Write as _};
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use asyncfork_settings::{level_label, PathBuffer};
 use asyncfork_uapi::{Errno, Error, Fd, FileId, IoctlName, Reason};
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use rustix::event::{poll, PollFd, PollFlags, Timespec};
@@ -18,19 +19,7 @@ use rustix::io::{pwritev2, IoSlice, ReadWriteFlags};
 use rustix::net::{send, SendFlags};
 use rustix::termios::isatty;
 
-use crate::config::PathBuffer;
 use crate::quiet::Quiet;
-
-/// A level as written in the environment and in log lines.
-pub const fn label(level: LevelFilter) -> &'static str {
-    match level {
-        LevelFilter::Off => "off",
-        LevelFilter::Error => "error",
-        LevelFilter::Warn => "warn",
-        LevelFilter::Info => "info",
-        LevelFilter::Debug | LevelFilter::Trace => "debug",
-    }
-}
 
 /// Messages that are worth their level only once per process.
 #[derive(Debug, Clone, Copy)]
@@ -132,7 +121,7 @@ impl Log for Logger {
             return;
         }
         let pid = rustix::process::getpid();
-        let level = label(record.level().to_level_filter());
+        let level = level_label(record.level().to_level_filter());
         let mut line = Line::new();
         // Never an error: Line truncates.
         let _ = write!(line, "asyncfork[{pid}] {level}: {}", record.args());
@@ -218,18 +207,6 @@ fn open_again(stderr: BorrowedFd<'_>) -> rustix::io::Result<Fd> {
         return Err(Errno::BADF);
     }
     Ok(again)
-}
-
-/// Bytes as text; what is not UTF-8, and control characters, left out.
-pub struct Text<'a>(pub &'a [u8]);
-
-impl fmt::Display for Text<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let chars = self.0.utf8_chunks().flat_map(|chunk| chunk.valid().chars());
-        chars
-            .filter(|c| !c.is_control())
-            .try_for_each(|c| f.write_char(c))
-    }
 }
 
 /// A line on the stack. Fits a pipe's PIPE_BUF, so lines do not mix.

@@ -1,23 +1,20 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Keeping a forked child from running, so that it has not copied anything when the parent acts.
 //!
-//! The parent runs SCHED_FIFO on CPU 0 and forks; the child is a normal task confined to CPU 0 by inheritance. It cannot run
-//! while anything real-time runs there. No verdict depends on how long that lasts.
+//! A [`Hold`] does so while the parent is awake, a [`Plug`] while it sleeps as well. No verdict depends on how long that lasts.
 
 use crate::sys;
+use asyncfork_host::hold::{all_cpus, CPU, PRIORITY};
+pub use asyncfork_host::hold::{run_anywhere, Hold};
 use std::io;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-const CPU: usize = 0;
-const KERNEL_PRIORITY: i32 = 30;
-const PARENT_PRIORITY: i32 = 20;
-const PLUG_PRIORITY: i32 = 10;
+/// More urgent than the parent.
+const KERNEL_PRIORITY: i32 = PRIORITY + 10;
+/// Less urgent than the parent.
+const PLUG_PRIORITY: i32 = PRIORITY - 10;
 /// The plug gives up after this long, so that a stuck test does not take the guest with it.
 const PLUG_LIMIT_NS: u64 = 60_000_000_000;
-
-fn all_cpus() -> Vec<usize> {
-    (0..sys::cpus()).collect()
-}
 
 /// Keeps kernel threads from starving on CPU 0 while a parent or a plug has it: workers, softirqs and RCU, of which some
 /// are bound to their CPU, become more urgent than either; the others move away. To be called now and then: threads come
@@ -50,35 +47,11 @@ fn other_cpus() -> Vec<usize> {
     all_cpus().into_iter().filter(|&c| c != CPU).collect()
 }
 
-/// Makes the calling thread an ordinary one that may run anywhere.
-pub fn run_anywhere() -> io::Result<()> {
-    sys::set_normal()?;
-    sys::set_affinity(&all_cpus())
-}
-
 /// Keeps the calling thread off CPU 0, where a plug would starve it.
 pub fn run_elsewhere() -> io::Result<()> {
     // In this order: an ordinary thread beside a running plug gets no further.
     sys::set_affinity(&other_cpus())?;
     sys::set_normal()
-}
-
-/// While this lives, and the calling thread does not sleep, children it forks do not run.
-pub struct Hold(());
-
-impl Hold {
-    /// Confines the calling thread to CPU 0, real-time.
-    pub fn new() -> io::Result<Self> {
-        sys::set_affinity(&[CPU])?;
-        sys::set_fifo(PARENT_PRIORITY)?;
-        Ok(Self(()))
-    }
-}
-
-impl Drop for Hold {
-    fn drop(&mut self) {
-        run_anywhere().expect("back to normal scheduling");
-    }
 }
 
 /// A process that can occupy CPU 0, so that the parent may sleep while its child is kept from running.

@@ -4,7 +4,6 @@
 //! Each test forks in earnest, compares every page on both sides with a model, and demands from the module's report that
 //! the path it is about was really taken: the fallback, a stock fork, has the right contents by design.
 
-mod bench;
 mod board;
 mod cases;
 mod cgroup;
@@ -24,6 +23,7 @@ mod torture;
 mod verdict;
 
 use anyhow::{bail, Context as _};
+use asyncfork_bench::BenchArgs;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -43,12 +43,21 @@ enum Command {
     /// Run the VM tests
     Test(TestArgs),
     /// Measure stock against asynchronous forks, and what an idle module costs
-    Bench(bench::BenchArgs),
+    Bench(BenchCommand),
     /// Random work, forks and disturbances for minutes or hours
     Torture(torture::TortureArgs),
     /// The forking program that the test of the library runs
     #[command(hide = true)]
     Forker(cases::ForkerArgs),
+}
+
+#[derive(Args)]
+struct BenchCommand {
+    #[command(flatten)]
+    args: BenchArgs,
+    /// Run although this does not look like a virtme-ng guest: loads a module
+    #[arg(long)]
+    not_a_guest: bool,
 }
 
 #[derive(Args)]
@@ -84,7 +93,7 @@ struct TestArgs {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(args) => test(args),
-        Command::Bench(args) => expect_guest(args.not_a_guest).and_then(|()| bench::run(&args)),
+        Command::Bench(bench) => measure(&bench).map(|()| true),
         Command::Torture(args) => expect_guest(args.not_a_guest).and_then(|()| torture::run(&args)),
         Command::Forker(args) => cases::forker(&args),
     };
@@ -104,6 +113,11 @@ fn expect_guest(not_a_guest: bool) -> anyhow::Result<()> {
         bail!("this is no virtme-ng guest; --not-a-guest runs it all the same");
     }
     Ok(())
+}
+
+fn measure(bench: &BenchCommand) -> anyhow::Result<()> {
+    expect_guest(bench.not_a_guest)?;
+    asyncfork_bench::run(&bench.args)
 }
 
 fn test(args: TestArgs) -> anyhow::Result<bool> {

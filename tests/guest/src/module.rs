@@ -5,53 +5,36 @@ use crate::require;
 use crate::sys;
 use crate::verdict::{Outcome, Verdict};
 pub use asyncfork_host::module::device_error;
-use asyncfork_host::{kernel, module};
-use asyncfork_uapi::{Device, Stats};
+use asyncfork_host::module::{self, ModuleFile};
+use asyncfork_uapi::{Device, Report, Stats};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::process::Command;
-use std::sync::OnceLock;
 
 /// The module file under test.
 #[derive(Debug, Clone)]
-pub struct Module {
-    ko: PathBuf,
-    /// Read from the file once: it is large.
-    faults: OnceLock<bool>,
-}
+pub struct Module(ModuleFile);
 
 impl Module {
     /// Nothing is loaded yet.
     pub fn new(ko: PathBuf) -> Self {
-        Self {
-            ko,
-            faults: OnceLock::new(),
-        }
+        Self(ModuleFile::new(ko))
     }
 
     /// Loads the module; `params` as on insmod's command line.
     pub fn load(&self, params: &str) -> io::Result<()> {
-        if self.injects_faults()? || kernel::on_debug_kernel()? {
-            // They count as untested.
-            return self.load_as_it_is(&format!("allow_untested=1 {params}"));
-        }
-        self.load_as_it_is(params)
+        self.0.load(params)
     }
 
     /// Whether it was built with fault injection.
     pub fn injects_faults(&self) -> io::Result<bool> {
-        const PARM: &[u8] = b"parm=fault_skip:";
-        if let Some(&faults) = self.faults.get() {
-            return Ok(faults);
-        }
-        let faults = fs::read(&self.ko)?.windows(PARM.len()).any(|w| w == PARM);
-        Ok(*self.faults.get_or_init(|| faults))
+        self.0.injects_faults()
     }
 
     /// Loads the module with these parameters and no others.
     pub fn load_as_it_is(&self, params: &str) -> io::Result<()> {
-        module::load(&self.ko, params)
+        module::load(self.0.path(), params)
     }
 
     /// One try to unload, as rmmod does: EAGAIN while the module is in use.
@@ -100,6 +83,11 @@ impl Module {
 /// Opens the device.
 pub fn open() -> Outcome<Device> {
     Ok(module::open()?)
+}
+
+/// The last forks that consumed an ARM, newest first.
+pub fn recent(device: &Device) -> Outcome<Vec<Report>> {
+    Ok(module::recent(device)?)
 }
 
 /// Loads a module of the distribution.

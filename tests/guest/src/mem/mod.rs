@@ -4,15 +4,10 @@
 mod arena;
 mod pattern;
 pub mod probe;
-mod span;
 
 pub use arena::{Arena, Shape, Want};
-pub use span::Span;
+pub use asyncfork_host::span::{Span, CHUNK, PAGE};
 
-/// Bytes of a base page.
-pub const PAGE: usize = 4096;
-/// Bytes that one PTE table maps.
-pub const CHUNK: usize = 2 << 20;
 /// Pages of a chunk.
 pub const CHUNK_PAGES: usize = CHUNK / PAGE;
 /// 64-bit words of a page.

@@ -5,22 +5,23 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use anyhow::{ensure, Context, Result};
+use asyncfork_host::procfs::{kib_line, meminfo, read};
 use asyncfork_host::size::parse_size;
 
 use crate::load::{Dataset, Load};
-use crate::machine::{kib_line, meminfo, read, Machine};
+use crate::machine::MeasuredOn;
 use crate::module::Module;
 use crate::progress::{say, Pace};
 use crate::report::{human, Column, Results, Setup};
 use crate::resp::Reply;
 use crate::server::{Info, Server};
-use crate::snapshots::Bench;
+use crate::snapshots::Snapshots;
 
 /// A tmpfs on every Linux: an RDB is written at the speed of memory.
 const SHM: &str = "/dev/shm";
 
 /// Command line of `guest`.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct Options {
     /// Data in the server: bytes with suffix K, M or G
     #[arg(long, value_name = "BYTES", default_value = "1G", value_parser = size)]
@@ -113,7 +114,7 @@ fn size(text: &str) -> Result<u64, String> {
 /// [`crate::Claim`] if something did not hold, anything else if it could not
 /// be tried.
 pub fn run(options: &Options) -> Result<()> {
-    let machine = Machine::detect(options.host.clone())?;
+    let machine = MeasuredOn::this(options.host.clone())?;
     let memory = human(machine.memory_bytes);
     say(format!(
         "{}, {memory}, {}",
@@ -160,7 +161,7 @@ pub fn run(options: &Options) -> Result<()> {
         "load: {} requests/s on {} connections",
         setup.rate, setup.clients
     ));
-    let bench = Bench {
+    let snapshots = Snapshots {
         binary,
         dir: &dir.0,
         module: module.as_ref(),
@@ -168,7 +169,7 @@ pub fn run(options: &Options) -> Result<()> {
         load: &load,
     };
     let results = (|| {
-        let (stock, asynchronous) = bench.warm_up()?;
+        let (stock, asynchronous) = snapshots.warm_up()?;
         let column = |verified| Column {
             verified,
             rounds: Vec::new(),
@@ -181,7 +182,7 @@ pub fn run(options: &Options) -> Result<()> {
             stock: column(stock),
             asynchronous: asynchronous.map(column),
         };
-        bench.measure(options.rounds, &mut results)?;
+        snapshots.measure(options.rounds, &mut results)?;
         Ok(results)
     })();
     let results: Results = results.inspect_err(|_: &anyhow::Error| {

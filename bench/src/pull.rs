@@ -2,17 +2,19 @@
 //! A pull: what the parent's first touch of a parked chunk takes. To be counted in instructions, on one CPU, where the child
 //! copies nothing before the parent sleeps.
 
-use super::sample::{Figures, Sample};
-use super::Raw;
-use crate::hold::Hold;
-use crate::mem::{Span, CHUNK, PAGE};
-use crate::module;
-use crate::sys::{self, cvt, Exit};
+use std::io::Write;
+
 use anyhow::{ensure, Context as _};
+use asyncfork_host::hold::Hold;
+use asyncfork_host::module;
+use asyncfork_host::span::{Span, CHUNK, PAGE};
+use asyncfork_host::sys::{self, cvt};
 use asyncfork_uapi::{Arm, Hook, Outcome};
 use serde_json::json;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
+
+use crate::process::{expect_success, in_child};
+use crate::sample::{Figures, Sample};
+use crate::Raw;
 
 /// Chunks that are read first and then written, and as many that are written first.
 const CHUNKS: usize = 32;
@@ -45,29 +47,18 @@ pub fn run(forks: usize, raw: &mut Raw) -> anyhow::Result<()> {
 
 /// Measures in a process of its own, which has not read or written any files: from 6.12 on that may have pinned its memory.
 fn in_process(forks: usize) -> anyhow::Result<[Vec<u64>; 4]> {
-    let (read, write) = sys::pipe()?;
-    // SAFETY: single-threaded; the child only runs measure().
-    let pid = cvt(unsafe { libc::fork() })?;
-    if pid == 0 {
-        drop(read);
-        let result = measure(forks, &mut File::from(write));
-        if let Err(e) = &result {
-            eprintln!("{e:#}");
-        }
-        sys::exit_now(i32::from(result.is_err()));
-    }
-    drop(write);
     let mut counts: [Vec<u64>; 4] = Default::default();
-    for (n, line) in BufReader::new(File::from(read)).lines().enumerate() {
-        for word in line?.split(' ') {
-            counts[n % 4].push(word.parse()?);
-        }
-    }
-    let exit = sys::wait(pid)?;
-    ensure!(
-        exit == Exit::Code(0),
-        "the forking process ended with {exit:?}"
-    );
+    let mut lines = 0;
+    in_child(
+        |out| measure(forks, out),
+        |line| {
+            for word in line.split(' ') {
+                counts[lines % 4].push(word.parse()?);
+            }
+            lines += 1;
+            Ok(())
+        },
+    )?;
     ensure!(
         counts.each_ref().map(Vec::len) == [CHUNKS, CHUNKS, CHUNKS, 1].map(|n| n * forks),
         "measurements are missing"
@@ -76,7 +67,7 @@ fn in_process(forks: usize) -> anyhow::Result<[Vec<u64>; 4]> {
 }
 
 /// The forking process: four lines for each fork, nanoseconds.
-fn measure(forks: usize, out: &mut File) -> anyhow::Result<()> {
+fn measure(forks: usize, out: &mut impl Write) -> anyhow::Result<()> {
     let span = Span::reserve(2 * CHUNKS * CHUNK)?;
     span.map(
         libc::PROT_READ | libc::PROT_WRITE,
@@ -121,8 +112,7 @@ fn touch(span: Span) -> anyhow::Result<([[u64; CHUNKS]; 3], u64)> {
     }
     let report = device.report().map_err(module::device_error)?;
     drop(hold);
-    let exit = sys::wait(pid)?;
-    ensure!(exit == Exit::Code(0), "the child ended with {exit:?}");
+    expect_success(pid, "the child")?;
     ensure!(
         report.outcome() == Outcome::Async,
         "the fork was {}, {}",
@@ -132,11 +122,14 @@ fn touch(span: Span) -> anyhow::Result<([[u64; CHUNKS]; 3], u64)> {
     let pulls = 2 * CHUNKS as u64;
     let faults = report.pulls_by(Hook::Fault);
     ensure!(
-        report.by_child == 0 && faults >= pulls,
+        report.chunks.by_child == 0 && faults >= pulls,
         "{faults} pulls by page faults instead of {pulls}, {} by the child",
-        report.by_child
+        report.chunks.by_child
     );
-    Ok((times, report.parent_pull_ns / report.by_parent.max(1)))
+    Ok((
+        times,
+        report.parent_pull_ns / report.chunks.by_parent.max(1),
+    ))
 }
 
 /// The time of `body`.

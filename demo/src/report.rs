@@ -7,7 +7,7 @@ use asyncfork_uapi::Report;
 use serde::Serialize;
 
 use crate::load::Latency;
-use crate::machine::Machine;
+use crate::machine::MeasuredOn;
 
 const SWITCH: &str = " The library is loaded for
 both kinds, the module's parameter `enabled` makes the difference.";
@@ -16,7 +16,7 @@ both kinds, the module's parameter `enabled` makes the difference.";
 #[derive(Serialize)]
 pub struct Results {
     /// Where.
-    pub machine: Machine,
+    pub machine: MeasuredOn,
     /// The server's name and version.
     pub server: String,
     /// What was snapshotted, and under which load.
@@ -94,7 +94,7 @@ pub struct Session {
     /// Chunks copied during the fork.
     pub eager: u64,
     /// Chunks that took the kernel's own copy.
-    pub odd: u64,
+    pub mixed: u64,
     /// Chunks pulled by the child.
     pub by_child: u64,
     /// Chunks pulled by the server.
@@ -114,12 +114,12 @@ pub struct Session {
 impl From<Report> for Session {
     fn from(r: Report) -> Self {
         Self {
-            parked: r.parked,
-            eager: r.eager,
-            odd: r.odd,
-            by_child: r.by_child,
-            by_parent: r.by_parent,
-            by_others: r.by_helper + r.by_other,
+            parked: r.chunks.parked,
+            eager: r.chunks.eager,
+            mixed: r.chunks.mixed,
+            by_child: r.chunks.by_child,
+            by_parent: r.chunks.by_parent,
+            by_others: r.chunks.by_helper + r.chunks.by_other,
             park_us: r.park_ns / 1000,
             parent_pull_max_us: r.parent_pull_max_ns / 1000,
             copy_us: r.copy_ns / 1000,

@@ -1,23 +1,27 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! fork() of large processes, stock and asynchronous in turn.
 
-use super::sample::{Figures, Sample};
-use super::Raw;
-use crate::hold::Hold;
-use crate::mem::{Span, PAGE};
-use crate::module;
-use crate::procfs;
-use crate::sys::{self, cvt, Exit};
+use std::io::Write;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::OnceLock;
+
 use anyhow::{bail, ensure, Context as _};
+use asyncfork_host::hold::Hold;
+use asyncfork_host::module;
+use asyncfork_host::procfs;
+use asyncfork_host::span::{Span, PAGE};
+use asyncfork_host::sys::{self, cvt};
+use asyncfork_host::wait::poll_until;
 use asyncfork_uapi::{Arm, Outcome, Report, State};
 use serde_json::json;
-use std::fs::File;
-use std::io::{BufRead, BufReader, Write};
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::process::{expect_success, in_child};
+use crate::sample::{Figures, Sample};
+use crate::Raw;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// Memory that a guest needs beside the one under test, in MiB: page tables of parent and child, the rest of the system.
-const SPARE_MIB: usize = 400;
+const SPARE_MIB: u64 = 400;
 
 /// Kind of memory that the forking process has.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -104,15 +108,14 @@ pub fn run(
 }
 
 fn does_not_fit(memory: Memory, gib: usize) -> anyhow::Result<Option<String>> {
-    let tables = gib * 1024 / 512 * 2;
-    let need = SPARE_MIB
-        + 2 * tables
-        + if memory == Memory::Touched {
-            gib * 1024
-        } else {
-            0
-        };
-    let have = procfs::meminfo("MemAvailable")? >> 10;
+    let mib = gib as u64 * 1024;
+    let tables = mib / 512 * 2;
+    let pages = match memory {
+        Memory::Touched => mib,
+        Memory::Mapped => 0,
+    };
+    let need = SPARE_MIB + 2 * tables + pages;
+    let have = procfs::meminfo("MemAvailable")? >> 20;
     Ok((have < need).then(|| format!("needs {need} MiB, {have} MiB are free")))
 }
 
@@ -143,37 +146,23 @@ fn in_process(
     figures: Figures,
     raw: &mut Raw,
 ) -> anyhow::Result<Row> {
-    let (read, write) = sys::pipe()?;
-    // SAFETY: single-threaded; the child only runs measure().
-    let pid = cvt(unsafe { libc::fork() })?;
-    if pid == 0 {
-        drop(read);
-        let result = measure(memory, gib, forks, figures, &mut File::from(write));
-        if let Err(e) = &result {
-            eprintln!("{e:#}");
-        }
-        sys::exit_now(i32::from(result.is_err()));
-    }
-    drop(write);
     let mut row = Row::default();
-    for line in BufReader::new(File::from(read)).lines() {
-        let line = line?;
-        let times = parse(&line).with_context(|| format!("measurement {line:?}"))?;
-        let (mode, list) = match times.report.outcome() {
-            Outcome::None => ("stock", &mut row.stock),
-            _ => ("async", &mut row.parked),
-        };
-        let warm_up = line.starts_with("warm-up");
-        raw.add(&record(memory, gib, mode, warm_up, &times))?;
-        if !warm_up {
-            list.push(times);
-        }
-    }
-    let exit = sys::wait(pid)?;
-    ensure!(
-        exit == Exit::Code(0),
-        "the forking process ended with {exit:?}"
-    );
+    in_child(
+        |out| measure(memory, gib, forks, figures, out),
+        |line| {
+            let times = parse(&line).with_context(|| format!("measurement {line:?}"))?;
+            let (mode, list) = match times.report.outcome() {
+                Outcome::None => ("stock", &mut row.stock),
+                _ => ("async", &mut row.parked),
+            };
+            let warm_up = line.starts_with("warm-up");
+            raw.add(&record(memory, gib, mode, warm_up, &times))?;
+            if !warm_up {
+                list.push(times);
+            }
+            Ok(())
+        },
+    )?;
     ensure!(
         row.stock.len() == forks && row.parked.len() == forks,
         "measurements are missing"
@@ -192,11 +181,11 @@ fn record(memory: Memory, gib: usize, mode: &str, warm_up: bool, t: &Times) -> s
         "child_ns": t.child,
         "park_ns": t.report.park_ns,
         "copy_ns": t.report.copy_ns,
-        "parked": t.report.parked,
-        "eager": t.report.eager,
-        "odd": t.report.odd,
-        "by_child": t.report.by_child,
-        "by_parent": t.report.by_parent,
+        "parked": t.report.chunks.parked,
+        "eager": t.report.chunks.eager,
+        "mixed": t.report.chunks.mixed,
+        "by_child": t.report.chunks.by_child,
+        "by_parent": t.report.chunks.by_parent,
         "meta_bytes": t.report.meta_bytes,
     })
 }
@@ -209,11 +198,11 @@ fn fields(t: &mut Times) -> [&mut u64; 10] {
         &mut t.child,
         &mut r.park_ns,
         &mut r.copy_ns,
-        &mut r.parked,
-        &mut r.eager,
-        &mut r.odd,
-        &mut r.by_child,
-        &mut r.by_parent,
+        &mut r.chunks.parked,
+        &mut r.chunks.eager,
+        &mut r.chunks.mixed,
+        &mut r.chunks.by_child,
+        &mut r.chunks.by_parent,
         &mut r.meta_bytes,
     ]
 }
@@ -238,7 +227,7 @@ fn measure(
     gib: usize,
     forks: usize,
     figures: Figures,
-    out: &mut File,
+    out: &mut impl Write,
 ) -> anyhow::Result<()> {
     let span = Span::reserve(gib << 30)?;
     span.map(RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
@@ -285,12 +274,11 @@ fn one_fork(armed: bool, figures: Figures) -> anyhow::Result<Times> {
     }
     drop(hold);
     let pid = cvt(pid)?;
-    let exit = sys::wait(pid)?;
-    ensure!(exit == Exit::Code(0), "the child ended with {exit:?}");
+    expect_success(pid, "the child")?;
     let report = match &device {
         None => Report::default(),
         Some(device) => {
-            let report = sys::poll_until(|| -> anyhow::Result<Option<Report>> {
+            let report = poll_until(|| -> anyhow::Result<Option<Report>> {
                 let r = device.report().map_err(module::device_error)?;
                 Ok((r.state() != State::Running).then_some(r))
             })?;
@@ -313,7 +301,7 @@ fn one_fork(armed: bool, figures: Figures) -> anyhow::Result<Times> {
 
 /// A word that parent and child share.
 fn shared_clock() -> anyhow::Result<&'static AtomicU64> {
-    static CLOCK: std::sync::OnceLock<Span> = std::sync::OnceLock::new();
+    static CLOCK: OnceLock<Span> = OnceLock::new();
     let span = match CLOCK.get() {
         Some(span) => *span,
         None => {

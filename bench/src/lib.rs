@@ -1,56 +1,66 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The benchmark: stock against asynchronous forks, and the price of a module that is loaded and idle. All in one run of one
+//! Measures fork(): stock against asynchronous forks, and the price of a module that is loaded and idle. All in one run of one
 //! machine, medians of several forks after a warm-up. With `--icount` the clock counts instructions, and the smallest counts
 //! are shown.
+//!
+//! A library for programs that have a command for it. It loads the module and unloads it, also one that was loaded before, and
+//! takes root.
 
 mod forks;
 mod idle;
 mod machine;
+mod process;
 mod pull;
 mod sample;
 
-use crate::module::Module;
-use crate::sys;
-use anyhow::{ensure, Context as _};
-use sample::{Figures, INSTRUCTION_NS};
-use serde_json::{json, Value};
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
 
-/// What to measure.
-#[derive(clap::Args)]
-pub struct BenchArgs {
-    /// asyncfork.ko
-    #[arg(long, value_name = "KO")]
-    module: PathBuf,
+use anyhow::{ensure, Context as _};
+use asyncfork_host::module::{self, ModuleFile};
+use asyncfork_host::sys;
+use sample::{Figures, INSTRUCTION_NS};
+use serde_json::{json, Value};
+
+/// What to measure: options of a command line.
+#[derive(Debug, clap::Args)]
+pub struct Measure {
     /// GiB of touched memory
     #[arg(long, value_delimiter = ',', default_value = "1,2,4,8")]
     #[arg(default_value_if("icount", "true", "1,4"))]
-    sizes: Vec<usize>,
+    pub sizes: Vec<usize>,
     /// GiB mapped to the zero page: as many page tables, no memory; 0 leaves it out
     #[arg(long, default_value_t = 64)]
-    mapped: usize,
+    pub mapped: usize,
     /// Forks of each kind and size, after one warm-up
     #[arg(long, default_value_t = 5)]
-    forks: usize,
+    pub forks: usize,
     /// Rounds of the idle benchmarks, each without and with the module; 0 leaves them out
     #[arg(long, default_value_t = 7)]
     #[arg(default_value_if("icount", "true", "3"))]
-    rounds: usize,
+    pub rounds: usize,
     /// Count instructions instead of time, and those of pulls by the parent as well; defaults are sizes 1,4 and 3 rounds
     /// then. Needs the clock of a VM of scripts/vm --icount
     #[arg(long)]
-    icount: bool,
+    pub icount: bool,
+}
+
+/// What to measure, with which module and where the results go: options of a command line.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// asyncfork.ko
+    #[arg(long, value_name = "KO")]
+    pub module: PathBuf,
+    /// What to measure
+    #[command(flatten)]
+    pub measure: Measure,
     /// Version of the emulator, to be named in the report
     #[arg(long, value_name = "TEXT", hide = true)]
-    emulator: Option<String>,
+    pub emulator: Option<String>,
     /// Gets every single measurement, as JSON lines
     #[arg(long, value_name = "FILE")]
-    out: Option<PathBuf>,
-    /// Run although this does not look like a virtme-ng guest: loads a module
-    #[arg(long)]
-    pub not_a_guest: bool,
+    pub out: Option<PathBuf>,
 }
 
 /// Raw data: one JSON object a line.
@@ -75,10 +85,11 @@ impl Raw {
 ///
 /// # Errors
 /// The module cannot be loaded, or a measurement fails.
-pub fn run(args: &BenchArgs) -> anyhow::Result<bool> {
-    let module = Module::new(args.module.clone());
+pub fn run(args: &BenchArgs) -> anyhow::Result<()> {
+    let module = ModuleFile::new(args.module.clone());
     let mut raw = Raw::create(args.out.as_ref())?;
-    let figures = if args.icount {
+    let measure = &args.measure;
+    let figures = if measure.icount {
         expect_counting_clock()?;
         Figures::Counts
     } else {
@@ -94,8 +105,8 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<bool> {
         println!("- {name}: {value}");
     }
 
-    if module.is_loaded() {
-        module.unload().context("unload an older module")?;
+    if module::is_loaded() {
+        module::unload().context("unload an older module")?;
     }
     if figures == Figures::Counts {
         // Long forks of a held CPU are not to be interrupted.
@@ -108,10 +119,10 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<bool> {
              and\nknows nothing of caches, memory or other CPUs: they are exact, and no times."
         );
     }
-    if args.rounds > 0 {
+    if measure.rounds > 0 {
         match figures {
-            Figures::Times => idle::time(&module, args.rounds, &mut raw)?,
-            Figures::Counts => idle::count(&module, args.rounds, &mut raw)?,
+            Figures::Times => idle::time(&module, measure.rounds, &mut raw)?,
+            Figures::Counts => idle::count(&module, measure.rounds, &mut raw)?,
         }
     }
     module.load("").with_context(|| {
@@ -120,25 +131,30 @@ pub fn run(args: &BenchArgs) -> anyhow::Result<bool> {
             args.module.display()
         )
     })?;
-    let result = forks::run(&args.sizes, args.mapped, args.forks, figures, &mut raw);
+    let result = forks::run(
+        &measure.sizes,
+        measure.mapped,
+        measure.forks,
+        figures,
+        &mut raw,
+    );
     let result = result.and_then(|()| match figures {
         Figures::Times => Ok(()),
-        Figures::Counts => pull::run(args.forks, &mut raw),
+        Figures::Counts => pull::run(measure.forks, &mut raw),
     });
-    module.unload().context("unload the module")?;
-    result?;
-    Ok(true)
+    module::unload().context("unload the module")?;
+    result
 }
 
 /// Loads the module once and says which it is, since counts belong to just that one: the hash of its source. What a first
 /// load leaves behind in this process is there before anything is counted.
-fn first_load(module: &Module) -> anyhow::Result<String> {
+fn first_load(module: &ModuleFile) -> anyhow::Result<String> {
     module
         .load("")
         .context("load the module; the kernel log says why")?;
-    let hash = fs::read_to_string("/sys/module/asyncfork/srcversion");
-    module.unload().context("unload the module")?;
-    Ok(hash.context("its srcversion")?.trim().to_owned())
+    let hash = module::srcversion();
+    module::unload().context("unload the module")?;
+    hash.context("its srcversion")
 }
 
 /// Refuses a clock that does not count instructions: what it says would be taken for exact.
@@ -166,4 +182,28 @@ fn expect_counting_clock() -> anyhow::Result<()> {
         2 * LOOPS
     );
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: BenchArgs,
+    }
+
+    #[test]
+    fn counting_measures_less_unless_told_otherwise() {
+        let measure = |options: &[&str]| {
+            let words = ["bench", "--module=a.ko"].iter().chain(options);
+            let Measure { sizes, rounds, .. } = Line::parse_from(words).args.measure;
+            (sizes, rounds)
+        };
+        assert_eq!(measure(&[]), (vec![1, 2, 4, 8], 7));
+        assert_eq!(measure(&["--icount"]), (vec![1, 4], 3));
+        assert_eq!(measure(&["--icount", "--sizes=2"]), (vec![2], 3));
+    }
 }

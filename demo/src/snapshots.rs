@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{anyhow, Context, Result};
+use asyncfork_host::module;
+use asyncfork_uapi::Stats;
 
 use crate::claim;
 use crate::load::{Latency, Load};
@@ -36,7 +38,7 @@ impl Mode {
 }
 
 /// What the snapshots are made with.
-pub struct Bench<'a> {
+pub struct Snapshots<'a> {
     /// The server's binary.
     pub binary: &'a Path,
     /// Where the servers' files are.
@@ -58,7 +60,7 @@ struct Snapshot {
     session: Option<Session>,
 }
 
-impl Bench<'_> {
+impl Snapshots<'_> {
     fn dump(&self) -> PathBuf {
         self.dir.join("dump.rdb")
     }
@@ -246,24 +248,24 @@ fn summary(session: Option<Session>) -> String {
 
 /// A fork about to happen, and what the module must say about it.
 struct Fork<'a> {
-    module: Option<(&'a Module, asyncfork_uapi::Stats)>,
+    module: Option<(&'a Module, Stats)>,
     mode: Mode,
     server: u32,
 }
 
 impl<'a> Fork<'a> {
-    fn prepare(bench: &Bench<'a>, mode: Mode) -> Result<Self> {
-        let module = match bench.module {
+    fn prepare(of: &Snapshots<'a>, mode: Mode) -> Result<Self> {
+        let module = match of.module {
             Some(module) => {
                 module.set_enabled(mode == Mode::Async)?;
-                Some((module, module.stats()?))
+                Some((module, module::stats()?))
             }
             None => None,
         };
         Ok(Self {
             module,
             mode,
-            server: bench.server.pid(),
+            server: of.server.pid(),
         })
     }
 

@@ -1,15 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! A range of this process's address space that the tests own.
+//! Ranges of this process's address space, to fork them and to try system calls on.
 
-use super::{CHUNK, PAGE};
-use crate::sys::cvt;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::OnceLock;
 
-/// All spans come from this region of every test process. The kernel places mappings of its own choice from the top down, far
-/// above: it never puts one into a hole that a test makes here.
+use crate::sys::cvt;
+
+/// Bytes of a base page.
+pub const PAGE: usize = 4096;
+/// Bytes that one PTE table maps.
+pub const CHUNK: usize = 2 << 20;
+
+/// All spans come from this region of every process. The kernel places mappings of
+/// its own choice from the top down, far above: it never puts one into a hole that
+/// somebody makes here.
 const REGION: usize = 0x1000_0000_0000;
 const REGION_LEN: usize = 32 << 40;
 
@@ -29,9 +35,9 @@ fn map_region() -> io::Result<AtomicUsize> {
     Ok(AtomicUsize::new(REGION))
 }
 
-/// Page-aligned memory in which no Rust object lives, so that any system call may be tried on it and the worst that a
-/// wrong call can do is SIGSEGV. Spans come from [`Span::reserve`] and from parts of such spans only. Nothing is unmapped
-/// on drop: a test's process ends with its test.
+/// Page-aligned memory in which no Rust object lives, so that any system call may be
+/// tried on it and the worst that a wrong call can do is SIGSEGV. Spans come from
+/// [`Span::reserve`] and from parts of such spans only. Nothing is unmapped on drop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     addr: usize,
@@ -39,8 +45,12 @@ pub struct Span {
 }
 
 impl Span {
-    /// Address space of `len` bytes (PROT_NONE, no memory) that starts at a chunk, with at least a chunk of the like on
-    /// both sides, so that no mapping made here merges with a foreign one.
+    /// Address space of `len` bytes (PROT_NONE, no memory) that starts at a chunk, with
+    /// at least a chunk of the like on both sides, so that no mapping made here merges
+    /// with a foreign one. `len` is a multiple of [`PAGE`], and not 0.
+    ///
+    /// # Errors
+    /// The region cannot be mapped, or is used up: 32 TiB in the life of a process.
     pub fn reserve(len: usize) -> io::Result<Self> {
         assert!(len > 0 && len.is_multiple_of(PAGE));
         let room = len.next_multiple_of(CHUNK) + 2 * CHUNK;
@@ -48,7 +58,7 @@ impl Span {
         let next = next.map_err(|e| io::Error::new(e.kind(), format!("map {REGION:#x}: {e}")))?;
         let addr = next.fetch_add(room, Ordering::Relaxed) + CHUNK;
         if addr + len > REGION + REGION_LEN {
-            return Err(io::Error::other("the tests' address space is used up"));
+            return Err(io::Error::other("the address space for spans is used up"));
         }
         Ok(Self { addr, len })
     }
@@ -67,6 +77,7 @@ impl Span {
     }
 
     /// Length in bytes.
+    #[expect(clippy::len_without_is_empty, reason = "nothing makes empty ones")]
     pub fn len(self) -> usize {
         self.len
     }
@@ -101,20 +112,24 @@ impl Span {
     }
 
     /// Reads the aligned word at byte offset `off`; SIGSEGV if it is not readable.
+    #[inline]
     pub fn load(self, off: usize) -> u64 {
         assert!(off + 8 <= self.len && off.is_multiple_of(8));
-        // SAFETY: in range and aligned; no Rust object lives in a span, and a fault is a signal, not undefined behaviour.
+        // SAFETY: in range and aligned; no Rust object lives in a span, and a fault is
+        // a signal, not undefined behaviour.
         unsafe { ((self.addr + off) as *const u64).read_volatile() }
     }
 
     /// Writes the aligned word at byte offset `off`; SIGSEGV if it is not writable.
+    #[inline]
     pub fn store(self, off: usize, value: u64) {
         assert!(off + 8 <= self.len && off.is_multiple_of(8));
         // SAFETY: as for load().
         unsafe { ((self.addr + off) as *mut u64).write_volatile(value) }
     }
 
-    /// The words of the span. Valid as its memory is: an access to what is not mapped is a signal.
+    /// The words of the span. Valid as its memory is: an access to what is not mapped is
+    /// a signal.
     pub fn words(self) -> impl Iterator<Item = *mut u64> {
         let first = self.addr as *mut u64;
         (0..self.len / 8).map(move |i| first.wrapping_add(i))
@@ -134,6 +149,9 @@ impl Span {
     }
 
     /// Maps anonymous memory over the span: `flags` are MAP_PRIVATE or MAP_SHARED and friends.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
     pub fn map(self, prot: i32, flags: i32) -> io::Result<()> {
         // SAFETY: MAP_FIXED replaces mappings inside the span only, where no Rust object lives.
         let at = unsafe {
@@ -153,6 +171,9 @@ impl Span {
     }
 
     /// Maps `fd` from `offset` over the span.
+    ///
+    /// # Errors
+    /// Those of mmap(2).
     pub fn map_fd(self, prot: i32, flags: i32, fd: BorrowedFd<'_>, offset: i64) -> io::Result<()> {
         // SAFETY: as for map().
         let at = unsafe {
@@ -172,36 +193,54 @@ impl Span {
     }
 
     /// munmap(2).
+    ///
+    /// # Errors
+    /// Those of munmap(2).
     pub fn unmap(self) -> io::Result<()> {
         // SAFETY: no Rust object lives in a span.
         cvt(unsafe { libc::munmap(self.ptr(), self.len) }).map(drop)
     }
 
     /// mprotect(2).
+    ///
+    /// # Errors
+    /// Those of mprotect(2).
     pub fn protect(self, prot: i32) -> io::Result<()> {
         // SAFETY: no Rust object lives in a span.
         cvt(unsafe { libc::mprotect(self.ptr(), self.len, prot) }).map(drop)
     }
 
     /// madvise(2).
+    ///
+    /// # Errors
+    /// Those of madvise(2).
     pub fn advise(self, advice: i32) -> io::Result<()> {
         // SAFETY: no Rust object lives in a span.
         cvt(unsafe { libc::madvise(self.ptr(), self.len, advice) }).map(drop)
     }
 
     /// mlock2(2).
+    ///
+    /// # Errors
+    /// Those of mlock2(2).
     pub fn lock(self, flags: u32) -> io::Result<()> {
         // SAFETY: locking changes no contents.
         cvt(unsafe { libc::mlock2(self.ptr(), self.len, flags) }).map(drop)
     }
 
     /// munlock(2).
+    ///
+    /// # Errors
+    /// Those of munlock(2).
     pub fn unlock(self) -> io::Result<()> {
         // SAFETY: unlocking changes no contents.
         cvt(unsafe { libc::munlock(self.ptr(), self.len) }).map(drop)
     }
 
     /// mremap(2) to `new_len` bytes; with `to`, to that place (MREMAP_FIXED).
+    ///
+    /// # Errors
+    /// Those of mremap(2).
     pub fn remap(self, new_len: usize, flags: i32, to: Option<Self>) -> io::Result<Self> {
         let at = match to {
             // SAFETY: source and target are spans, where no Rust object lives.
@@ -214,8 +253,12 @@ impl Span {
                     to.ptr(),
                 )
             },
-            // SAFETY: the source is a span; without MREMAP_FIXED the target is free address space.
-            None => unsafe { libc::mremap(self.ptr(), self.len, new_len, flags) },
+            // SAFETY: the source is a span; without MREMAP_FIXED the target is free
+            // address space. Its hint: with MREMAP_DONTUNMAP glibc reads one.
+            None => unsafe {
+                let anywhere = std::ptr::null_mut::<libc::c_void>();
+                libc::mremap(self.ptr(), self.len, new_len, flags, anywhere)
+            },
         };
         if at == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -226,7 +269,10 @@ impl Span {
         })
     }
 
-    /// mincore(2): residency of each page; an error if a page is not mapped.
+    /// mincore(2): residency of each page.
+    ///
+    /// # Errors
+    /// A page is not mapped.
     pub fn resident(self) -> io::Result<Vec<bool>> {
         let mut vec = vec![0u8; self.pages()];
         // SAFETY: the vector has one byte for each page.

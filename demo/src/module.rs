@@ -48,21 +48,13 @@ impl Module {
         module::set("enabled", u8::from(on)).context("the module's parameter enabled")
     }
 
-    /// Totals so far.
-    ///
-    /// # Errors
-    /// A device that does not answer.
-    pub fn stats(&self) -> Result<Stats> {
-        module::stats()
-    }
-
     /// Checks that since `before` there was one armed fork and that it was
     /// stock for no other reason than the switch.
     ///
     /// # Errors
     /// It was something else.
     pub fn expect_stock(&self, before: &Stats) -> Result<()> {
-        let now = self.stats()?;
+        let now = module::stats()?;
         claim!(
             now.armed == before.armed + 1,
             "the library armed {} forks instead of one",
@@ -83,7 +75,7 @@ impl Module {
     /// # Errors
     /// It was something else.
     pub fn expect_async(&self, before: &Stats, parent: u32) -> Result<Report> {
-        let now = self.stats()?;
+        let now = module::stats()?;
         claim!(
             now.armed == before.armed + 1,
             "the library armed {} forks instead of one",
@@ -98,8 +90,8 @@ impl Module {
             });
             claim!(false, "the fork was not asynchronous: {why}");
         }
-        let recent = module::open()?.recent()?;
-        let Some(report) = recent.entries().first().copied() else {
+        let recent = module::recent(&module::open()?)?;
+        let Some(report) = recent.first().copied() else {
             bail!("the module counts an asynchronous fork but lists no session");
         };
         claim!(
@@ -107,14 +99,14 @@ impl Module {
             "the newest session is not the server's: {report:?}"
         );
         claim!(
-            report.state() == State::Done && report.reattached == 0,
+            report.state() == State::Done && report.chunks.reattached == 0,
             "the session was aborted: {report:?}"
         );
-        let pulled = report.by_child + report.by_parent + report.by_helper + report.by_other;
+        let pulled = report.chunks.pulled();
         claim!(
-            report.parked > 0 && pulled == report.parked,
+            report.chunks.parked > 0 && pulled == report.chunks.parked,
             "{} chunks were parked but {pulled} pulled: {report:?}",
-            report.parked
+            report.chunks.parked
         );
         check_health(&now)?;
         Ok(report)

@@ -2,13 +2,15 @@
 //! What a loaded module costs processes that never arm: small benchmarks of hooked operations, without and with the module
 //! in turn, so that a drift of the machine hits both alike. Counted instead of timed: without, with and without it.
 
-use super::sample::{Sample, INSTRUCTION_NS};
-use super::Raw;
-use crate::mem::{Span, PAGE};
-use crate::module::Module;
-use crate::sys::{self, cvt, Exit};
-use anyhow::{ensure, Context as _};
+use anyhow::Context as _;
+use asyncfork_host::module::{self, ModuleFile};
+use asyncfork_host::span::{Span, PAGE};
+use asyncfork_host::sys::{self, cvt};
 use serde_json::json;
+
+use crate::process::expect_success;
+use crate::sample::{Sample, INSTRUCTION_NS};
+use crate::Raw;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// How often an operation is repeated in each round when instructions are counted.
@@ -70,7 +72,7 @@ fn samples() -> Vec<Sample> {
 }
 
 /// Measures times and prints the table.
-pub fn time(module: &Module, rounds: usize, raw: &mut Raw) -> anyhow::Result<()> {
+pub fn time(module: &ModuleFile, rounds: usize, raw: &mut Raw) -> anyhow::Result<()> {
     let (mut without, mut with) = (samples(), samples());
     // A warm-up of everything.
     measure_all(&mut samples(), "warm-up", 0, raw)?;
@@ -82,7 +84,7 @@ pub fn time(module: &Module, rounds: usize, raw: &mut Raw) -> anyhow::Result<()>
                     .load("")
                     .context("load the module; the kernel log says why")?;
                 measure_all(&mut with, "loaded", round, raw)?;
-                module.unload().context("unload the module")?;
+                module::unload().context("unload the module")?;
             } else {
                 measure_all(&mut without, "absent", round, raw)?;
             }
@@ -108,7 +110,7 @@ pub fn time(module: &Module, rounds: usize, raw: &mut Raw) -> anyhow::Result<()>
 }
 
 /// Counts instructions and prints the table.
-pub fn count(module: &Module, rounds: usize, raw: &mut Raw) -> anyhow::Result<()> {
+pub fn count(module: &ModuleFile, rounds: usize, raw: &mut Raw) -> anyhow::Result<()> {
     let (mut before, mut with, mut after) = (samples(), samples(), samples());
     // The same for all: each new one leaves mappings behind, and forks take longer.
     let span = Span::reserve(COUNTED)?;
@@ -121,7 +123,7 @@ pub fn count(module: &Module, rounds: usize, raw: &mut Raw) -> anyhow::Result<()
             .load("")
             .context("load the module; the kernel log says why")?;
         count_all(&mut with, "loaded", round)?;
-        module.unload().context("unload the module")?;
+        module::unload().context("unload the module")?;
         count_all(&mut after, "after", round)?;
     }
 
@@ -249,8 +251,7 @@ fn small_fork(_: Span, n: u64) -> anyhow::Result<u64> {
             if pid == 0 {
                 sys::exit_now(0);
             }
-            let exit = sys::wait(pid)?;
-            ensure!(exit == Exit::Code(0), "the child ended with {exit:?}");
+            expect_success(pid, "the child")?;
         }
         Ok(())
     })
