@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use crate::bench::Bench;
+use crate::checkout::Checkout;
 use crate::vm::{End, Limits, Streams, VmOptions};
 
 /// What the user asks for.
@@ -57,7 +57,7 @@ const BOOT: Duration = Duration::from_secs(90);
 
 /// Settles `choice`, with a probe boot if there is no fresh answer.
 /// Errors: the probe could not be made at all, or was interrupted.
-pub fn choose(bench: &Bench, choice: AccelChoice) -> Result<Chosen> {
+pub fn choose(checkout: &Checkout, choice: AccelChoice) -> Result<Chosen> {
     let asked_for = |accel| Chosen {
         accel,
         why: "asked for".into(),
@@ -76,10 +76,10 @@ pub fn choose(bench: &Bench, choice: AccelChoice) -> Result<Chosen> {
 
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .context("cannot tell this boot from another")?;
-    let key = format!("{} {}", bench.release, boot_id.trim());
-    let cache = bench
+    let key = format!("{} {}", checkout.release, boot_id.trim());
+    let cache = checkout
         .state_dir()
-        .join(format!("kvm-probe-{}", bench.series));
+        .join(format!("kvm-probe-{}", checkout.kernel));
     if let Some(known) = recall(&cache, &key) {
         return Ok(known);
     }
@@ -88,7 +88,7 @@ pub fn choose(bench: &Bench, choice: AccelChoice) -> Result<Chosen> {
         BOOT.as_secs()
     );
     let begin = Instant::now();
-    let chosen = probe(bench)?;
+    let chosen = probe(checkout)?;
     // A quick "no" is cheap to ask for again, and may not be KVM's fault.
     if chosen.accel == Accel::Kvm || begin.elapsed() >= FIRST_LINE {
         fs::write(&cache, remember(&key, &chosen))
@@ -97,7 +97,7 @@ pub fn choose(bench: &Bench, choice: AccelChoice) -> Result<Chosen> {
     Ok(chosen)
 }
 
-fn probe(bench: &Bench) -> Result<Chosen> {
+fn probe(checkout: &Checkout) -> Result<Chosen> {
     let vm = VmOptions {
         memory: "1G".into(),
         accel: AccelChoice::Kvm,
@@ -112,8 +112,14 @@ fn probe(bench: &Bench) -> Result<Chosen> {
         accel: Accel::Kvm,
         why: "probe".into(),
     };
-    let outcome = vm.boot(bench, &how, &limits, &["true".into()], &mut Streams::sink())?;
-    Ok(match outcome.end {
+    let report = vm.boot(
+        checkout,
+        &how,
+        &limits,
+        &["true".into()],
+        &mut Streams::sink(),
+    )?;
+    Ok(match report.end {
         End::Exited(0) => Chosen {
             accel: Accel::Kvm,
             why: "a probe guest booted with it".into(),

@@ -1,14 +1,25 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! Command line of the VM bench; `scripts/vm` and `scripts/test` call it.
+//! Command line of the VM runner; scripts call it.
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use asyncfork_vm::bench::{Bench, Series};
+use asyncfork_vm::checkout::Checkout;
+use asyncfork_vm::debug_kernel::{self, DebugKernelOptions};
+use asyncfork_vm::demo::{self, DemoOptions};
 use asyncfork_vm::gate::{self, GateOptions};
-use asyncfork_vm::interrupt;
+use asyncfork_vm::kernels::{self, Kernel};
+use asyncfork_vm::kmod::{self, KmodOptions};
+use asyncfork_vm::kmod_calls::{self, KmodCallsOptions};
+use asyncfork_vm::libcs::{self, LibcsOptions};
+use asyncfork_vm::measure::{self, BenchOptions};
+use asyncfork_vm::root::{self, RootOptions};
+use asyncfork_vm::suites::{self, SuitesOptions};
+use asyncfork_vm::torture::{self, TortureOptions};
 use asyncfork_vm::vm::{Streams, VmOptions, EXIT_BROKEN};
-use clap::{Args, Parser, Subcommand};
+use asyncfork_vm::{interrupt, prepare};
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand};
 
 #[derive(Parser)]
 #[command(about, version)]
@@ -21,6 +32,15 @@ struct Cli {
 enum Cmd {
     Run(Run),
     Test(GateOptions),
+    Demo(DemoOptions),
+    Bench(BenchOptions),
+    Torture(TortureOptions),
+    Suites(SuitesOptions),
+    Root(RootOptions),
+    Kmod(KmodOptions),
+    KmodCalls(KmodCallsOptions),
+    DebugKernel(DebugKernelOptions),
+    Libcs(LibcsOptions),
 }
 
 /// Run a command on a stock Debian kernel in a VM
@@ -38,8 +58,8 @@ Exit status: the command's own, or
   130  interrupted")]
 struct Run {
     /// Kernel to boot
-    #[arg(long, value_enum, value_name = "SERIES", default_value_t = Series::V6_1)]
-    kernel: Series,
+    #[arg(long, value_name = "KERNEL", default_value_t = kernels::first())]
+    kernel: &'static Kernel,
     /// Boot the guest root of scripts/root --suites
     #[arg(long)]
     suites_root: bool,
@@ -50,51 +70,71 @@ struct Run {
     command: Vec<String>,
 }
 
+/// Exit code of other scripts than that of the VM if they cannot do what they were asked for.
+const EXIT_FAILED: u8 = 1;
+
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let (name, result) = match cli.command {
-        Cmd::Run(args) => ("vm", run(args)),
-        Cmd::Test(args) => ("test", test(args)),
+    let (name, failed, result) = match cli.command {
+        Cmd::Run(args) => ("vm", EXIT_BROKEN, run(args)),
+        Cmd::Test(args) => ("test", EXIT_BROKEN, test(args)),
+        Cmd::Demo(args) => ("demo", demo::EXIT_BROKEN, demo::run(&args)),
+        Cmd::Bench(args) => ("bench", EXIT_BROKEN, measure::run(&args)),
+        Cmd::Torture(args) => ("torture", EXIT_BROKEN, torture::run(&args)),
+        Cmd::Suites(args) => match args.mistake() {
+            None => ("suites", EXIT_FAILED, suites::run(&args)),
+            Some(why) => refuse("suites", why),
+        },
+        Cmd::Root(args) => ("root", EXIT_FAILED, done(root::run(&args))),
+        Cmd::Kmod(args) => ("kmod", EXIT_FAILED, kmod::run(&args)),
+        Cmd::KmodCalls(args) => ("kmod-calls", 2, kmod_calls::run(&args).map(code)),
+        Cmd::DebugKernel(args) => ("debug-kernel", EXIT_FAILED, done(debug_kernel::run(args))),
+        Cmd::Libcs(_) => ("libcs", EXIT_FAILED, done(libcs::run())),
     };
     match result {
         Ok(code) => code,
         Err(error) => {
             eprintln!("{name}: {error:#}");
-            ExitCode::from(if interrupt::requested() {
-                130
-            } else {
-                EXIT_BROKEN
-            })
+            ExitCode::from(if interrupt::requested() { 130 } else { failed })
         }
+    }
+}
+
+/// Ends as at any other mistake in the options of a command.
+fn refuse(command: &str, why: &str) -> ! {
+    let mut cli = Cli::command();
+    let command = cli.find_subcommand_mut(command).expect("a command of ours");
+    command.error(ErrorKind::ArgumentConflict, why).exit()
+}
+
+fn done(result: Result<()>) -> Result<ExitCode> {
+    result.map(|()| ExitCode::SUCCESS)
+}
+
+fn code(good: bool) -> ExitCode {
+    match good {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
     }
 }
 
 fn run(args: Run) -> Result<ExitCode> {
     interrupt::catch()?;
-    let outcome = args.vm.run(
-        &Bench::open_root(args.kernel, args.suites_root)?,
-        &args.command,
-        Streams::inherit(),
-    )?;
-    outcome.explain("");
-    Ok(ExitCode::from(outcome.exit_code()))
+    let checkout = Checkout::open_root(args.kernel, args.suites_root)?;
+    let status = prepare::boot(&checkout, &args.vm, &args.command, Streams::inherit())?;
+    Ok(ExitCode::from(status))
 }
 
 fn test(args: GateOptions) -> Result<ExitCode> {
     interrupt::catch()?;
     let summary = gate::run(&args)?;
     println!("\n{summary}");
-    Ok(if summary.is_success() {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(code(summary.is_success()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_command_line_is_sound() {

@@ -9,42 +9,6 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-fn bash(script: &str, args: &[&str]) -> Output {
-    Command::new("bash")
-        .args(["-euc", script, "bash"])
-        .args(args)
-        .current_dir(repository())
-        .output()
-        .expect("bash runs")
-}
-
-#[test]
-fn dkms_builds_for_the_kernels_that_the_module_accepts_and_no_others() {
-    for (release, want) in [
-        ("6.1.0-56-amd64", true),
-        ("6.12.117+deb13-amd64", true),
-        ("6.12.115+deb13.1-amd64", true),
-        ("7.2.12+deb13-amd64", true),
-        ("7.2.12+deb14-amd64", true),
-        ("6.1.0-9-amd64", false),
-        ("7.2.9+deb13-amd64", false),
-        ("6.1.0-56-cloud-amd64", false),
-        ("6.1.0-56-rt-amd64", false),
-        ("6.12.117+deb13-cloud-amd64", false),
-        ("6.11.10-amd64", false),
-        ("6.120.1+deb13-amd64", false),
-        ("7.3.4+deb13-amd64", false),
-        ("6.8.0-48-generic", false),
-    ] {
-        let script = ". packaging/dkms.conf; [[ $1 =~ $BUILD_EXCLUSIVE_KERNEL ]]";
-        let got = bash(
-            &format!("kernel_source_dir= dkms_tree=; {script}"),
-            &[release],
-        );
-        assert_eq!(got.status.success(), want, "{release}: {got:?}");
-    }
-}
-
 #[test]
 fn dkms_knows_the_module_by_its_version() {
     let main = fs::read_to_string(repository().join("kmod/main.c")).unwrap();
@@ -63,10 +27,13 @@ fn dkms_knows_the_module_by_its_version() {
 fn a_root_that_is_only_asked_for_is_not_made() {
     let dir = std::env::temp_dir().join(format!("asyncfork-root-{}", std::process::id()));
     fs::create_dir_all(dir.join("scripts")).unwrap();
-    let script = dir.join("scripts/root");
-    fs::copy(repository().join("scripts/root"), &script).unwrap();
+    fs::copy(repository().join("scripts/root"), dir.join("scripts/root")).unwrap();
     for name in ["debian11", "6.12"] {
-        let out = bash("bash \"$@\"", &[script.to_str().unwrap(), "--made", name]);
+        let out = Command::new(env!("CARGO_BIN_EXE_asyncfork-vm"))
+            .args(["root", "--made", name])
+            .current_dir(&dir)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&out.stderr);
         let hint = format!("is missing: scripts/root {name} makes it");
         assert!(!out.status.success() && said.contains(&hint), "{out:?}");
@@ -118,7 +85,11 @@ fn scan(name: &str, source: &str, flags: &[&str]) -> Output {
         .expect("gcc runs");
     assert!(gcc.success());
     let object = dir.join("x.o");
-    let out = bash("scripts/kmod-calls \"$1\"", &[object.to_str().unwrap()]);
+    let out = Command::new(env!("CARGO_BIN_EXE_asyncfork-vm"))
+        .arg("kmod-calls")
+        .arg(&object)
+        .output()
+        .unwrap();
     fs::remove_dir_all(&dir).unwrap();
     out
 }

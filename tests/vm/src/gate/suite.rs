@@ -1,0 +1,363 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! A boot of one kernel for some tests.
+
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+
+use super::judge::judge;
+use super::{minutes, GateOptions};
+use crate::checkout::Checkout;
+use crate::dmesg;
+use crate::verdict::{parse_results, Summary};
+use crate::vm::{La57, Streams, VmOptions};
+
+/// Extra words for the kernel with 4-level page tables, the usual kind: freed
+/// pages and objects are poisoned, so that a stray write to a page table given
+/// back too early is noticed; two memory nodes let pages migrate.
+const WORDS_4: &str = "page_poison=1 slub_debug=FZP numa=fake=2";
+/// And with 5-level ones: memory that can be taken offline.
+const WORDS_5: &str = "movablecore=1G";
+/// And for the suite with fault injection, which is short: call depth tracking
+/// (6.12 and later on Intel), which redirects the kernel's calls and slows it down.
+/// One node: on Intel, 7.2 warns of a cache that two share.
+const WORDS_FAULTS: &str = "page_poison=1 slub_debug=FZP retbleed=stuff,force spectre_v2=retpoline";
+const CPU_FAULTS: &str = "vendor=GenuineIntel";
+/// Instead of those, for the kernels of scripts/debug-kernel: KASAN sees more than
+/// poison does, and with poison, too, nothing would ever end.
+const WORDS_DEBUG: &str = "numa=fake=2 kmemleak=on";
+/// No VM suite takes longer than this on a stock kernel.
+const SUITE_SECONDS: u64 = 1500;
+
+/// The test program, which runs in the guest.
+pub(super) const GUEST: &str = "target/release/asyncfork-guest";
+
+/// The names of the VM tests that are to give a verdict.
+pub(super) fn plan(root: &Path, selection: &[String]) -> Result<Vec<String>> {
+    let out = Command::new(root.join(GUEST))
+        .args(["test", "--list"])
+        .args(selection)
+        .stderr(Stdio::inherit())
+        .output()
+        .with_context(|| format!("cannot run {GUEST}"))?;
+    ensure!(out.status.success(), "{GUEST} test --list: {}", out.status);
+    let names = String::from_utf8(out.stdout)?;
+    Ok(names.lines().map(str::to_owned).collect())
+}
+
+/// The module that the tests of a plan get. With the one for fault injection, tests
+/// that do not need it would not test what users have.
+pub(super) fn module_for(checkout: &Checkout, plan: &[String], faults: &[String]) -> String {
+    match plan.iter().all(|name| faults.contains(name)) {
+        true => checkout.faults_module(),
+        false => checkout.module(),
+    }
+}
+
+/// What a suite consists of; the longest first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Full,
+    Quick,
+    /// Those that need the module with fault injection; with the shipped one they
+    /// are skipped.
+    Faults,
+    /// The tests that FILTER names.
+    Named,
+}
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Full => "full",
+            Kind::Quick => "quick",
+            Kind::Faults => "faults",
+            Kind::Named => "named",
+        }
+    }
+
+    /// The test program's arguments that choose the tests.
+    pub(super) fn selection(self, filters: &[String]) -> Vec<String> {
+        let suite = match self {
+            Kind::Quick => "quick",
+            Kind::Faults => "faults",
+            Kind::Full | Kind::Named => "full",
+        };
+        let mut words = vec!["--suite".to_owned(), suite.to_owned()];
+        words.extend(filters.iter().cloned());
+        words
+    }
+}
+
+/// The suites that each kernel goes through.
+pub(super) fn kinds(options: &GateOptions) -> Vec<(Kind, La57)> {
+    let one = match (options.filters.is_empty(), options.quick) {
+        (true, false) => Kind::Full,
+        (true, true) => Kind::Quick,
+        (false, _) => Kind::Named,
+    };
+    match options.la57 {
+        Some(la57) => vec![(one, la57)],
+        None if one == Kind::Full => vec![
+            (Kind::Full, La57::Off),
+            (Kind::Full, La57::On),
+            (Kind::Faults, La57::Off),
+        ],
+        None => vec![(one, La57::Off)],
+    }
+}
+
+/// A boot of one kernel for some tests.
+pub(super) struct Suite<'a> {
+    /// Kernel and kind.
+    pub(super) name: String,
+    pub(super) checkout: &'a Checkout,
+    pub(super) kind: Kind,
+    pub(super) la57: La57,
+    /// The command that repeats it; a test's name can follow.
+    pub(super) rerun: String,
+    /// The module, relative to the repository root.
+    pub(super) module: String,
+    pub(super) selection: Vec<String>,
+    /// The tests that are to give a verdict.
+    pub(super) plan: Vec<String>,
+}
+
+impl Suite<'_> {
+    /// Runs it; its lines begin with `prefix`.
+    pub(super) fn run(
+        &self,
+        options: &GateOptions,
+        seed: u64,
+        prefix: &str,
+    ) -> Result<(Row, Summary)> {
+        let state = self.checkout.state_dir();
+        let results = tempdir(&state.join(self.name.replace(' ', "-")))?;
+        let command = self.command(seed, &results);
+        println!("{prefix}==> {}", command.join(" "));
+        let vm = VmOptions {
+            memory: options.memory.clone(),
+            la57: Some(self.la57),
+            append: match (self.kind, self.la57) {
+                (_, La57::Off) if self.checkout.kernel.slowness() > 1 => {
+                    vec![WORDS_DEBUG.to_owned()]
+                }
+                (Kind::Faults, _) => vec![WORDS_FAULTS.to_owned()],
+                (_, La57::Off) => vec![WORDS_4.to_owned()],
+                (_, La57::On) => vec![WORDS_5.to_owned()],
+            },
+            cpu: (self.kind == Kind::Faults).then(|| CPU_FAULTS.to_owned()),
+            accel: options.accel,
+            timeout: SUITE_SECONDS * u64::from(self.checkout.kernel.slowness()),
+            share: vec![results.clone()],
+            ..VmOptions::default()
+        };
+        let begin = Instant::now();
+        let report = vm.run(self.checkout, &command, Streams::prefixed(prefix))?;
+        report.explain(prefix);
+        let took = begin.elapsed();
+        println!("{prefix}{} ({})", report.end, minutes(took));
+
+        let text = fs::read_to_string(results.join("results.txt")).unwrap_or_default();
+        let log = fs::read_to_string(report.kernel_log())?;
+        let mut summary = Summary::default();
+        judge(
+            &mut summary,
+            &self.name,
+            &self.rerun,
+            &report,
+            &self.plan,
+            &parse_results(&text),
+            dmesg::last_test(&log),
+        );
+        let row = Row {
+            name: self.name.clone(),
+            release: self.checkout.release.clone(),
+            kind: self.kind,
+            la57: self.la57,
+            passed: summary.passed,
+            failed: summary.failures.len(),
+            skipped: summary.skipped,
+            boots: report.boots,
+            took,
+        };
+        Ok((row, summary))
+    }
+
+    /// The guest's command line.
+    fn command(&self, seed: u64, results: &Path) -> Vec<String> {
+        let mut command: Vec<String> = [
+            GUEST,
+            "test",
+            "--module",
+            &self.module,
+            "--shim",
+            "target/release/libasyncfork.so",
+            "--results",
+            &results.display().to_string(),
+            "--seed",
+            &seed.to_string(),
+        ]
+        .map(str::to_owned)
+        .to_vec();
+        command.extend(self.selection.iter().cloned());
+        command
+    }
+}
+
+/// Levels of the page tables.
+pub(super) fn levels(la57: La57) -> u8 {
+    match la57 {
+        La57::On => 5,
+        La57::Off => 4,
+    }
+}
+
+/// A kernel's suite in the table at the end.
+#[derive(Debug, Clone)]
+pub(super) struct Row {
+    pub(super) name: String,
+    pub(super) release: String,
+    pub(super) kind: Kind,
+    pub(super) la57: La57,
+    pub(super) passed: usize,
+    pub(super) failed: usize,
+    pub(super) skipped: usize,
+    pub(super) boots: u32,
+    pub(super) took: Duration,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:<22} {:<6} {}-level page tables  {:>3} passed, {:>2} failed, {:>2} skipped  {}",
+            self.release,
+            self.kind.name(),
+            levels(self.la57),
+            self.passed,
+            self.failed,
+            self.skipped,
+            minutes(self.took)
+        )?;
+        match self.boots {
+            1 => Ok(()),
+            boots => write!(f, ", {boots} boots"),
+        }
+    }
+}
+
+/// An empty directory.
+fn tempdir(path: &Path) -> Result<PathBuf> {
+    if path.exists() {
+        fs::remove_dir_all(path).with_context(|| format!("cannot empty {}", path.display()))?;
+    }
+    fs::create_dir_all(path).with_context(|| format!("cannot create {}", path.display()))?;
+    ensure!(path.is_absolute(), "{} is relative", path.display());
+    Ok(path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gate::tests::options;
+    use crate::kernels;
+
+    #[test]
+    fn a_kernel_goes_through_the_suites_that_the_options_say() {
+        use {Kind::*, La57::*};
+        for (words, want) in [
+            (vec![], vec![(Full, Off), (Full, On), (Faults, Off)]),
+            (vec!["--quick"], vec![(Quick, Off)]),
+            (vec!["--la57", "on"], vec![(Full, On)]),
+            (vec!["munmap"], vec![(Named, Off)]),
+            (vec!["--la57", "on", "munmap"], vec![(Named, On)]),
+        ] {
+            assert_eq!(kinds(&options(&words)), want, "{words:?}");
+        }
+    }
+
+    fn checkout() -> Checkout {
+        Checkout {
+            root: "/repo".into(),
+            kernel: kernels::find("6.12").unwrap(),
+            release: "6.12.1-amd64".into(),
+            guest_root: "/repo/target/roots/debian13".into(),
+            qemu_root: "/repo/target/roots/debian13".into(),
+        }
+    }
+
+    #[test]
+    fn a_suite_is_chosen_by_name_and_filters_by_parts_of_tests() {
+        for (kind, filters, want) in [
+            (Kind::Full, &[][..], "--suite full"),
+            (Kind::Quick, &[], "--suite quick"),
+            (Kind::Faults, &[], "--suite faults"),
+            (Kind::Named, &["a", "b"], "--suite full a b"),
+        ] {
+            let filters: Vec<String> = filters.iter().map(|&f| f.to_owned()).collect();
+            assert_eq!(kind.selection(&filters).join(" "), want);
+        }
+    }
+
+    #[test]
+    fn only_tests_that_all_need_faults_get_the_module_for_them() {
+        let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
+        let faults = names(&["b_fails", "c_fails"]);
+        let checkout = checkout();
+        for (plan, injects) in [
+            (names(&["b_fails"]), true),
+            (names(&["c_fails", "b_fails"]), true),
+            (names(&["a", "b_fails"]), false),
+            (names(&["b"]), false),
+        ] {
+            let module = module_for(&checkout, &plan, &faults);
+            assert_eq!(module == checkout.faults_module(), injects, "{plan:?}");
+        }
+    }
+
+    #[test]
+    fn the_guest_gets_what_it_needs() {
+        let checkout = checkout();
+        let suite = Suite {
+            name: "6.12 named".into(),
+            checkout: &checkout,
+            kind: Kind::Named,
+            la57: La57::Off,
+            rerun: "scripts/test --seed 7".into(),
+            module: checkout.module(),
+            selection: Kind::Named.selection(&["munmap".into()]),
+            plan: vec!["munmap".into()],
+        };
+        assert_eq!(
+            suite.command(7, Path::new("/repo/target/vm/r")).join(" "),
+            "target/release/asyncfork-guest test \
+             --module target/kmod/6.12.1-amd64/asyncfork.ko \
+             --shim target/release/libasyncfork.so \
+             --results /repo/target/vm/r --seed 7 --suite full munmap"
+        );
+    }
+
+    #[test]
+    fn a_row_names_kernel_suite_and_counts() {
+        let row = Row {
+            name: "7.2 quick".into(),
+            release: "7.2.12+deb13-amd64".into(),
+            kind: Kind::Quick,
+            la57: La57::On,
+            passed: 60,
+            failed: 0,
+            skipped: 1,
+            boots: 1,
+            took: Duration::from_secs(125),
+        };
+        let text = "7.2.12+deb13-amd64     quick  5-level page tables   60 passed,  0 failed,  1 skipped  2 min 05 s";
+        assert_eq!(row.to_string(), text);
+        let again = Row { boots: 2, ..row };
+        assert_eq!(again.to_string(), format!("{text}, 2 boots"));
+    }
+}

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! What a guest root is made from.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use super::DEBIAN11;
+use crate::kernels::{self, Kernel};
+use crate::tools;
+
+/// The kernel's build, the guest's init, the tests. tiny-initramfs because the image wants
+/// something of the kind, and virtme-ng brings its own. No udev: the nodes in /dev are the
+/// kernel's, tests load what modules they need, and in emulation the probing of all devices
+/// takes longer than the rest of the boot.
+const PACKAGES: &[&str] = &[
+    "tiny-initramfs",
+    "gcc",
+    "make",
+    "libc6-dev",
+    "sparse",
+    "kmod",
+    "mount",
+    "iproute2",
+    "procps",
+    "redis-server",
+    "redis-tools",
+];
+/// And where the Debian has them: the other server, and what scripts/qemu runs.
+const NEWER_PACKAGES: &[&str] = &[
+    "valkey-server",
+    "valkey-tools",
+    "qemu-system-x86",
+    "seabios",
+    "ipxe-qemu",
+];
+/// And for the tests: systemd, which starts servers in a container, not the guest.
+const TEST_PACKAGES: &[&str] = &["systemd"];
+/// And for the suites that nobody here wrote: kernel selftests, the servers' own.
+const SUITES_PACKAGES: &[&str] = &[
+    "bc",
+    "bison",
+    "flex",
+    "pahole",
+    "python3",
+    "libelf-dev",
+    "libssl-dev",
+    "libcap-dev",
+    "libnuma-dev",
+    "liburing-dev",
+    "rsync",
+    "xz-utils",
+    "dpkg-dev",
+    "tcl",
+    "tcl-tls",
+    "stress-ng",
+];
+/// For the tests of the library, which meets such old C libraries in containers.
+const DEBIAN11_PACKAGES: &[&str] = &[
+    "gcc",
+    "libc6-dev",
+    "musl-tools",
+    "redis-server",
+    "redis-tools",
+];
+
+/// What a Debian of this code name has beside the older one's.
+fn newer_packages(debian: &str) -> &'static [&'static str] {
+    match debian {
+        "bookworm" => &[],
+        _ => NEWER_PACKAGES,
+    }
+}
+
+/// Whether the Debian of a kernel has Valkey; all have Redis.
+pub fn has_valkey(kernel: &Kernel) -> bool {
+    newer_packages(&kernel.debian).contains(&"valkey-server")
+}
+
+/// The bash script that makes a root.
+const MAKE_ROOT: &str = include_str!("make_root.sh");
+
+/// What a root is made from: another recipe, another root.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Recipe {
+    /// What the root's name begins with.
+    pub(super) name: String,
+    /// Code name of the Debian.
+    debian: &'static str,
+    /// Series of the kernel that comes from its backports, or empty.
+    backports: &'static str,
+    pub(super) packages: Vec<String>,
+    source_packages: Vec<&'static str>,
+    /// With what the suites need.
+    suites: bool,
+    /// A mirror may have dropped the updates of a release that gets no more of them.
+    unsupported: bool,
+}
+
+impl Recipe {
+    /// Of the root of a stock kernel, the larger one with `suites`.
+    pub(super) fn of(kernel: &'static Kernel, suites: bool) -> Self {
+        // Those from backports are looked for by their series: make_root.sh's part.
+        let (backports, own): (Vec<_>, Vec<_>) = kernels::all()
+            .iter()
+            .filter(|other| other.is_stock() && other.root == kernel.root)
+            .partition(|other| other.backports);
+        let mut packages: Vec<String> = own
+            .iter()
+            .flat_map(|k| ["image", "headers"].map(|p| format!("linux-{p}-{}", k.flavour)))
+            .collect();
+        let mut add = |more: &[&str]| packages.extend(more.iter().map(|&p| p.to_owned()));
+        add(PACKAGES);
+        add(newer_packages(&kernel.debian));
+        let mut source_packages = Vec::new();
+        if suites {
+            add(SUITES_PACKAGES);
+            for kernel in &own {
+                let source = format!("linux-source-{}", kernel.series);
+                if !packages.contains(&source) {
+                    packages.push(source);
+                }
+            }
+            source_packages.push("redis");
+            source_packages.extend(has_valkey(kernel).then_some("valkey"));
+        } else {
+            add(TEST_PACKAGES);
+        }
+        Recipe {
+            name: format!("{}{}", kernel.root, if suites { "-suites" } else { "" }),
+            debian: &kernel.debian,
+            backports: backports.first().map_or("", |k| &k.series),
+            packages,
+            source_packages,
+            suites,
+            unsupported: false,
+        }
+    }
+
+    pub(super) fn debian11() -> Self {
+        Recipe {
+            name: DEBIAN11.into(),
+            debian: "bullseye",
+            backports: "",
+            packages: DEBIAN11_PACKAGES.iter().map(|&p| p.to_owned()).collect(),
+            source_packages: Vec::new(),
+            suites: false,
+            unsupported: true,
+        }
+    }
+
+    /// Makes the root in `dir`. Errors: mmdebstrap fails, or apt knows no mirror.
+    pub(super) fn make(&self, checkout: &Path, dir: &Path) -> Result<()> {
+        let targets = tools::output(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(RELEASE) $(CODENAME) $(COMPONENT) $(REPO_URI)",
+            "Created-By: Packages",
+        ]))?;
+        let mut bash = Command::new("bash");
+        bash.args(["-c", MAKE_ROOT, "make_root"])
+            .current_dir(checkout)
+            .env("PWD", checkout)
+            .env("dir", dir)
+            .env("name", &self.name)
+            .env("suite", self.debian)
+            .env("backports", self.backports)
+            .env("suites", if self.suites { "1" } else { "" })
+            .env("ROOT_PACKAGES", self.packages.join(" "))
+            .env("ROOT_SOURCE_PACKAGES", self.source_packages.join(" "))
+            .env(
+                "ROOT_SOURCES_LIST",
+                self.sources_list(&targets, &own_code_name()?)?,
+            );
+        tools::run_aside(&mut bash)
+    }
+
+    /// All that makes a difference to the root, and where it is mounted.
+    pub(super) fn text(&self, checkout: &Path) -> String {
+        let script = MAKE_ROOT
+            .lines()
+            .skip_while(|line| !line.starts_with("make_root"));
+        let end = script.clone().position(|line| line.starts_with('}'));
+        let script: Vec<&str> = script.take(end.map_or(usize::MAX, |n| n + 1)).collect();
+        format!(
+            "{}; {}; {}; {}; mount point {}\n{}\n",
+            self.debian,
+            self.backports,
+            self.packages.join(" "),
+            self.source_packages.join(" "),
+            checkout.display(),
+            script.join("\n")
+        )
+    }
+
+    /// Where its packages come from, as lines of sources.list. `targets` is what apt-get has
+    /// to say of this machine's sources, `own` this machine's Debian.
+    fn sources_list(&self, targets: &str, own: &str) -> Result<String> {
+        let debian = self.debian;
+        let archive = archive_of(targets, own)
+            .with_context(|| format!("apt is configured with no mirror of {own} (main)"))?;
+        let mut list = format!("deb {archive} {debian} main\n");
+        if self.unsupported {
+            return Ok(list);
+        }
+        list += &format!("deb {archive} {debian}-updates main\n");
+        match archive_of(targets, &format!("{own}-security")) {
+            Some(security) => list += &format!("deb {security} {debian}-security main\n"),
+            None => {
+                eprintln!("root: apt is configured with no {own}-security: going without");
+            }
+        }
+        if !self.backports.is_empty() {
+            list += &format!("deb {archive} {debian}-backports main\n");
+        }
+        // For the tests in them: an update of the servers seldom changes those.
+        if !self.source_packages.is_empty() {
+            list += &format!("deb-src {archive} {debian} main\n");
+        }
+        Ok(list)
+    }
+}
+
+/// Where this machine gets a suite of its own release from.
+fn archive_of<'a>(targets: &'a str, suite: &str) -> Option<&'a str> {
+    targets.lines().find_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            [release, code_name, "main", uri, ..] if release == suite || code_name == suite => {
+                Some(uri)
+            }
+            _ => None,
+        }
+    })
+}
+
+/// The code name of this machine's Debian.
+fn own_code_name() -> Result<String> {
+    const PATH: &str = "/etc/os-release";
+    let text = fs::read_to_string(PATH).context(PATH)?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("VERSION_CODENAME="))
+        .map(|name| name.trim_matches('"').to_owned())
+        .with_context(|| format!("{PATH} has no VERSION_CODENAME: is this Debian?"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kernel(name: &str) -> &'static Kernel {
+        kernels::find(name).unwrap()
+    }
+
+    #[test]
+    fn a_root_has_all_its_kernels_and_the_larger_one_their_sources() {
+        let recipe = Recipe::of(kernel("6.12"), false);
+        let also = |k: &&Kernel| k.root == recipe.name && k.backports;
+        let backports = kernels::all().iter().find(also).unwrap();
+        assert_eq!(recipe.debian, "trixie");
+        assert_eq!(recipe.backports, backports.series);
+        let has = |recipe: &Recipe, package: &str| recipe.packages.iter().any(|p| p == package);
+        for package in [
+            "linux-image-amd64",
+            "linux-headers-amd64",
+            "valkey-server",
+            "systemd",
+        ] {
+            assert!(has(&recipe, package), "{package}");
+        }
+        assert_eq!(recipe, Recipe::of(backports, false));
+        let larger = Recipe::of(backports, true);
+        assert_eq!(larger.name, "debian13-suites");
+        assert!(has(&larger, "linux-source-6.12") && has(&larger, "stress-ng"));
+        assert_eq!(larger.source_packages, ["redis", "valkey"]);
+        let older = Recipe::of(kernel("6.1"), true);
+        assert!(has(&older, "linux-source-6.1") && !has(&older, "valkey-server"));
+        assert_eq!(
+            (&*older.name, older.debian),
+            ("debian12-suites", "bookworm")
+        );
+    }
+
+    #[test]
+    fn packages_come_from_where_this_machine_gets_its_own() {
+        const TARGETS: &str = "\
+stable bookworm main http://mirror/debian/
+stable bookworm contrib http://other/
+stable-updates bookworm-updates main http://mirror/debian/
+bookworm-security bookworm-security main http://mirror/security/
+";
+        let list = |recipe: Recipe, targets, own| recipe.sources_list(targets, own);
+        assert_eq!(
+            list(Recipe::of(kernel("6.12"), true), TARGETS, "bookworm").unwrap(),
+            "deb http://mirror/debian/ trixie main\n\
+             deb http://mirror/debian/ trixie-updates main\n\
+             deb http://mirror/security/ trixie-security main\n\
+             deb http://mirror/debian/ trixie-backports main\n\
+             deb-src http://mirror/debian/ trixie main\n"
+        );
+        assert_eq!(
+            list(Recipe::debian11(), TARGETS, "bookworm").unwrap(),
+            "deb http://mirror/debian/ bullseye main\n"
+        );
+        let first = TARGETS.split_inclusive('\n').next().unwrap();
+        assert_eq!(
+            list(Recipe::of(kernel("6.1"), false), first, "bookworm").unwrap(),
+            "deb http://mirror/debian/ bookworm main\n\
+             deb http://mirror/debian/ bookworm-updates main\n"
+        );
+        assert!(list(Recipe::debian11(), TARGETS, "trixie").is_err());
+    }
+}
