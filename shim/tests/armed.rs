@@ -8,7 +8,7 @@ mod support;
 use std::fs;
 
 use asyncfork_uapi::{Outcome, Reason};
-use support::{Bench, Finished, Run, NOBODY};
+use support::{Finished, Fixture, Run, NOBODY};
 
 const ARM: &str = "arm flags=0 helpers=0 min_rss=0";
 /// One armed fork.
@@ -31,8 +31,8 @@ fn fake_stock(run: Run<'_>, reason: Reason) -> Finished {
 #[test]
 fn each_entry_point_arms_forks_and_asks_for_the_report() {
     for call in ["fork", "_Fork", "__fork"] {
-        let bench = Bench::new();
-        let finished = bench
+        let fixture = Fixture::new();
+        let finished = fixture
             .program("forks")
             .args(&["times=2", &format!("fork={call}")])
             .fake_module(&[])
@@ -52,8 +52,8 @@ fn each_entry_point_arms_forks_and_asks_for_the_report() {
 
 #[test]
 fn settings_reach_the_module() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&["mib=8", "fork=fork"])
         .with("ASYNCFORK_MIN_RSS", "8M")
@@ -69,8 +69,8 @@ fn settings_reach_the_module() {
 
 #[test]
 fn too_many_helpers_are_cut_with_one_warning() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&["times=3", "fork=fork"])
         .with("ASYNCFORK_THREADS", "9")
@@ -84,8 +84,8 @@ fn too_many_helpers_are_cut_with_one_warning() {
 
 #[test]
 fn a_failing_fork_fails_with_its_own_errno_though_armed() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&["deny=77", "fork=fork"])
         .fake_module(&[])
@@ -97,8 +97,8 @@ fn a_failing_fork_fails_with_its_own_errno_though_armed() {
 
 #[test]
 fn another_abi_is_a_warning_that_names_both() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&["times=2", "fork=fork"])
         .fake_module(&["abi=3"])
@@ -114,8 +114,8 @@ fn another_abi_is_a_warning_that_names_both() {
 
 #[test]
 fn a_failing_arm_is_a_stock_fork() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&["times=2", "fork=fork"])
         .fake_module(&[&format!("arm_errno={}", libc::ENOMEM)])
@@ -131,8 +131,8 @@ fn a_failing_arm_is_a_stock_fork() {
 
 #[test]
 fn a_failing_report_is_a_warning() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["times=2", "fork=fork"])
         .fake_module(&[&format!("report_errno={}", libc::EIO)])
@@ -144,26 +144,28 @@ fn a_failing_report_is_a_warning() {
 
 #[test]
 fn reasons_that_matter_are_one_warning_each() {
-    let program = |bench: &Bench| bench.compile("forks", &[]);
+    let program = |fixture: &Fixture| fixture.compile("forks", &[]);
     for &reason in Reason::ALL {
-        let bench = Bench::new();
-        let run = bench.run(program(&bench)).args(&["times=2", "fork=fork"]);
+        let fixture = Fixture::new();
+        let run = fixture
+            .run(program(&fixture))
+            .args(&["times=2", "fork=fork"]);
         let finished = fake_stock(run, reason);
         let quiet = matches!(reason, Reason::MinRss | Reason::Nothing);
         finished.expect_log(2, reason.explain());
         finished.expect_log(usize::from(!quiet), "warn: stock fork of ");
         finished.expect_log(0, ASYNC);
     }
-    let bench = Bench::new();
-    let run = bench.run(program(&bench)).args(&["fork=fork"]);
+    let fixture = Fixture::new();
+    let run = fixture.run(program(&fixture)).args(&["fork=fork"]);
     fake_stock(run, Reason::Unknown(4711)).expect_log(1, "unknown(4711): the module has a reason");
 }
 
 #[test]
 fn a_program_bound_to_one_cpu_is_warned_once() {
     for (cpus, warnings) in [(1, 1), (2, 0)] {
-        let bench = Bench::new();
-        bench
+        let fixture = Fixture::new();
+        fixture
             .program("forks")
             .args(&["times=2", "fork=fork"])
             .fake_module(&[&format!("cpus={cpus}")])
@@ -175,8 +177,8 @@ fn a_program_bound_to_one_cpu_is_warned_once() {
 
 #[test]
 fn a_fork_that_the_module_did_not_see_is_a_warning() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["fork=fork"])
         .fake_module(&["outcome=0"])
@@ -188,17 +190,17 @@ fn a_fork_that_the_module_did_not_see_is_a_warning() {
 #[test]
 fn descriptors_are_as_before_and_reused_ones_are_left_alone() {
     for first in [0, 3] {
-        let bench = Bench::new();
-        fs::create_dir(bench.path("data")).unwrap();
-        bench
+        let fixture = Fixture::new();
+        fs::create_dir(fixture.path("data")).unwrap();
+        fixture
             .program("descriptors")
-            .arg(bench.path("data"))
+            .arg(fixture.path("data"))
             .args(&[&first.to_string()])
             .fake_module(&[])
             .succeed_loaded()
             .expect_log(3, ASYNC);
         for fd in first..=24 {
-            let path = bench.path("data").join(format!("data{fd}"));
+            let path = fixture.path("data").join(format!("data{fd}"));
             assert_eq!(fs::read_to_string(path).unwrap(), format!("data {fd}"));
         }
     }
@@ -220,15 +222,15 @@ fn a_stolen_descriptor_is_not_touched() {
         ),
         ("child", &["child\n"], ASYNC),
     ] {
-        let bench = Bench::new();
-        bench
+        let fixture = Fixture::new();
+        fixture
             .program("steal")
-            .arg(bench.path("file"))
+            .arg(fixture.path("file"))
             .args(&[when])
             .fake_module(&[])
             .succeed_loaded()
             .expect_log(1, report);
-        let got = fs::read_to_string(bench.path("file")).unwrap();
+        let got = fs::read_to_string(fixture.path("file")).unwrap();
         let mut lines: Vec<&str> = got.split_inclusive('\n').collect();
         lines.sort_unstable();
         assert_eq!(lines, file, "{when}");
@@ -237,8 +239,8 @@ fn a_stolen_descriptor_is_not_touched() {
 
 #[test]
 fn a_fork_in_a_handler_within_fork_is_armed_for_itself() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("handler")
         .args(&["nested"])
         .with("ASYNCFORK_DEVICE", "/dev/null")
@@ -266,8 +268,8 @@ fn a_fork_in_a_handler_within_fork_is_armed_for_itself() {
 fn an_asynchronous_fork_of_another_child_is_no_asynchronous_fork() {
     let other = "child_pid=1";
     let run = |settings: &[&str], mode| {
-        let bench = Bench::new();
-        let run = bench.program("forks").args(&["times=2", "fork=fork"]);
+        let fixture = Fixture::new();
+        let run = fixture.program("forks").args(&["times=2", "fork=fork"]);
         run.with("ASYNCFORK", mode)
             .fake_module(settings)
             .succeed_loaded()
@@ -284,8 +286,8 @@ fn an_asynchronous_fork_of_another_child_is_no_asynchronous_fork() {
 #[test]
 fn an_atfork_handler_may_end_its_thread() {
     for fake in [false, true] {
-        let bench = Bench::new();
-        let run = bench.program("end_thread");
+        let fixture = Fixture::new();
+        let run = fixture.program("end_thread");
         let run = if fake { run.fake_module(&[]) } else { run };
         run.succeed_loaded();
     }
@@ -293,8 +295,8 @@ fn an_atfork_handler_may_end_its_thread() {
 
 #[test]
 fn threads_arm_and_fork_at_once() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("threads")
         .args(&["8", "10"])
         .fake_module(&[])
@@ -321,27 +323,27 @@ fn threads_arm_and_fork_at_once() {
 
 #[test]
 fn armed_forks_do_not_allocate() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("malloc")
         .args(&["3"])
         .fake_module(&[])
         .succeed_loaded()
         .expect_log(3, ASYNC);
-    let bench = Bench::new();
-    let run = bench.program("malloc").args(&["3"]);
+    let fixture = Fixture::new();
+    let run = fixture.program("malloc").args(&["3"]);
     fake_stock(run, Reason::Pinned).expect_log(3, Reason::Pinned.explain());
 }
 
 #[test]
 fn the_child_of_an_armed_fork_only_closes() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("child_calls")
         .fake_module(&[])
         .succeed_loaded()
         .expect_log(1, ASYNC);
-    bench
+    fixture
         .program("child_calls")
         .args(&["control"])
         .fake_module(&[])
@@ -350,8 +352,8 @@ fn the_child_of_an_armed_fork_only_closes() {
 
 #[test]
 fn an_armed_fork_is_not_a_cancellation_point() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("cancel")
         .fake_module(&[])
         .succeed_loaded()
@@ -360,8 +362,8 @@ fn an_armed_fork_is_not_a_cancellation_point() {
 
 #[test]
 fn armed_after_setuid_and_when_logging_to_standard_error() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&[&format!("setuid={NOBODY}"), "times=2", "fork=fork"])
         .without("ASYNCFORK_LOG_FILE")
@@ -375,15 +377,15 @@ fn armed_after_setuid_and_when_logging_to_standard_error() {
 mod require {
     use super::*;
 
-    fn require<'a>(bench: &'a Bench, settings: &[&str]) -> Run<'a> {
-        let run = bench.program("forks").args(&["times=2", "fork=fork"]);
+    fn require<'a>(fixture: &'a Fixture, settings: &[&str]) -> Run<'a> {
+        let run = fixture.program("forks").args(&["times=2", "fork=fork"]);
         run.with("ASYNCFORK", "require").fake_module(settings)
     }
 
     #[test]
     fn forks_when_armed() {
-        let bench = Bench::new();
-        let finished = require(&bench, &[]).succeed_loaded();
+        let fixture = Fixture::new();
+        let finished = require(&fixture, &[]).succeed_loaded();
         finished
             .expect_stdout(&"fork gave a child\n".repeat(2))
             .expect_log(2, ASYNC);
@@ -414,8 +416,8 @@ mod require {
                 "fork refused (ASYNCFORK=require): /dev/null ARM: EBUSY",
             ),
         ] {
-            let bench = Bench::new();
-            let finished = require(&bench, &[setting]).succeed_loaded();
+            let fixture = Fixture::new();
+            let finished = require(&fixture, &[setting]).succeed_loaded();
             finished.expect_stdout(&format!("fork failed: errno {}\n", libc::ENOSYS).repeat(2));
             finished.expect_log(2, text).expect_log(1, "error: ");
             assert!(!finished.calls.contains("fork"), "{finished:#?}");
@@ -425,9 +427,9 @@ mod require {
     /// The child exists by then; killing it would be worse than a line.
     #[test]
     fn can_only_complain_about_what_the_module_finds_in_the_fork() {
-        let bench = Bench::new();
+        let fixture = Fixture::new();
         let settings = stock(Reason::Pinned);
-        require(&bench, &[&settings[0], &settings[1]])
+        require(&fixture, &[&settings[0], &settings[1]])
             .succeed_loaded()
             .expect_stdout(&"fork gave a child\n".repeat(2))
             .expect_log(1, "error: stock fork of ");

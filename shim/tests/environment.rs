@@ -6,12 +6,12 @@ mod support;
 use std::fs;
 use std::os::unix::fs::{chown, MetadataExt, PermissionsExt};
 
-use support::{Bench, NOBODY};
+use support::{Fixture, NOBODY};
 
 #[test]
 fn a_bad_value_is_one_warning_and_the_default_is_used() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&["times=2", "fork=fork"])
         .with("ASYNCFORK_MIN_RSS", "64X")
@@ -28,8 +28,8 @@ fn a_bad_value_is_one_warning_and_the_default_is_used() {
 
 #[test]
 fn bad_values_do_not_void_the_good_ones() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["fork=fork"])
         .with("ASYNCFORK", "yes")
@@ -46,8 +46,8 @@ fn bad_values_do_not_void_the_good_ones() {
 
 #[test]
 fn off_never_arms() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&["fork=fork"])
         .with("ASYNCFORK", "off")
@@ -60,8 +60,8 @@ fn off_never_arms() {
 
 #[test]
 fn require_refuses_large_forks_only() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&[
             "fork=fork",
@@ -83,8 +83,8 @@ fn require_refuses_large_forks_only() {
 
 #[test]
 fn other_programs_are_left_alone() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["fork=fork"])
         .with("ASYNCFORK_MATCH", "redis-server,valkey-server")
@@ -97,17 +97,17 @@ fn other_programs_are_left_alone() {
 
 #[test]
 fn a_program_is_named_by_its_file_or_as_it_was_started() {
-    let bench = Bench::new();
-    let program = bench.compile("forks", &[]);
-    let link = bench.path("a-very-long-name-of-a-server");
+    let fixture = Fixture::new();
+    let program = fixture.compile("forks", &[]);
+    let link = fixture.path("a-very-long-name-of-a-server");
     std::os::unix::fs::symlink(&program, &link).unwrap();
     for (started, name) in [
         (&program, "forks"),
         (&link, "forks"),
         (&link, "redis-server,a-very-long-name-of-a-server"),
     ] {
-        let bench = Bench::new();
-        bench
+        let fixture = Fixture::new();
+        fixture
             .run(started)
             .args(&["fork=fork"])
             .with("ASYNCFORK_MATCH", name)
@@ -125,8 +125,8 @@ fn log_levels_are_kept() {
         ("info", 1),
         ("debug", 4),
     ] {
-        let bench = Bench::new();
-        let finished = bench
+        let fixture = Fixture::new();
+        let finished = fixture
             .program("forks")
             .args(&["times=3", "fork=fork"])
             .with("ASYNCFORK_LOG", level)
@@ -138,26 +138,26 @@ fn log_levels_are_kept() {
 
 #[test]
 fn the_log_file_is_private_and_appended_to() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     for runs in 1..=2 {
-        bench
+        fixture
             .program("forks")
             .args(&["fork=fork"])
             .succeed()
             .expect_log(runs, "loaded: mode");
     }
-    let log = fs::metadata(bench.path("log")).unwrap();
+    let log = fs::metadata(fixture.path("log")).unwrap();
     assert_eq!(log.mode() & 0o777, 0o600);
 }
 
 #[test]
 fn lines_go_to_standard_error_by_default_and_when_the_file_fails() {
-    let bench = Bench::new();
-    let run = || bench.program("forks").args(&["fork=fork"]);
+    let fixture = Fixture::new();
+    let run = || fixture.program("forks").args(&["fork=fork"]);
     let default = run().without("ASYNCFORK_LOG_FILE").succeed();
     assert_eq!(default.stderr.lines().count(), 2, "{default:#?}");
     let failing = run()
-        .with("ASYNCFORK_LOG_FILE", bench.path("no/such/log"))
+        .with("ASYNCFORK_LOG_FILE", fixture.path("no/such/log"))
         .succeed();
     assert_eq!(failing.stderr.lines().count(), 2, "{failing:#?}");
     let relative = run().with("ASYNCFORK_LOG_FILE", "asyncfork.log").succeed();
@@ -171,16 +171,16 @@ fn lines_go_to_standard_error_by_default_and_when_the_file_fails() {
 /// A caller of a set-user-ID program chooses the environment, not what it opens.
 #[test]
 fn a_set_user_id_program_ignores_the_environment() {
-    let bench = Bench::new();
-    let library = bench.library();
+    let fixture = Fixture::new();
+    let library = fixture.library();
     let rpath = format!(
         "-Wl,--no-as-needed,-rpath,{}",
         library.parent().unwrap().display()
     );
-    let program = bench.compile("forks", &[library.as_os_str(), rpath.as_ref()]);
-    let run = || bench.run(&program).args(&["fork=fork"]).no_preload();
+    let program = fixture.compile("forks", &[library.as_os_str(), rpath.as_ref()]);
+    let run = || fixture.run(&program).args(&["fork=fork"]).no_preload();
     run().succeed_loaded().expect_log(1, "stock fork: ");
-    fs::remove_file(bench.path("log")).unwrap();
+    fs::remove_file(fixture.path("log")).unwrap();
 
     chown(&program, Some(NOBODY), None).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o4755)).unwrap();
@@ -188,5 +188,5 @@ fn a_set_user_id_program_ignores_the_environment() {
     let finished = run().with("ASYNCFORK", "require").succeed();
     finished.expect_stdout("fork gave a child\n");
     assert_eq!(finished.stderr, "");
-    assert!(!bench.path("log").exists());
+    assert!(!fixture.path("log").exists());
 }

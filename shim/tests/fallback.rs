@@ -8,14 +8,14 @@ use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
-use support::{Bench, NOBODY};
+use support::{Fixture, NOBODY};
 
 const NO_DEVICE: &str = "cannot be opened: ENOENT; load the module";
 
 #[test]
 fn each_entry_point_gives_a_child_and_keeps_errno() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["fork=fork", "fork=_Fork", "fork=__fork"])
         .succeed_loaded()
@@ -24,14 +24,14 @@ fn each_entry_point_gives_a_child_and_keeps_errno() {
             1,
             &format!(
                 "warn: stock fork: {}/no-device {NO_DEVICE}",
-                bench_dir(&bench)
+                bench_dir(&fixture)
             ),
         )
         .expect_log(2, "debug: stock fork: ");
 }
 
-fn bench_dir(bench: &Bench) -> String {
-    bench
+fn bench_dir(fixture: &Fixture) -> String {
+    fixture
         .path("")
         .to_str()
         .unwrap()
@@ -41,9 +41,9 @@ fn bench_dir(bench: &Bench) -> String {
 
 #[test]
 fn a_failing_fork_fails_with_its_own_errno() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     for errno in [libc::EAGAIN, 77] {
-        bench
+        fixture
             .program("forks")
             .args(&[
                 &format!("deny={errno}"),
@@ -61,8 +61,8 @@ fn a_failing_fork_fails_with_its_own_errno() {
 
 #[test]
 fn a_missing_device_is_one_warning_per_process() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["times=5", "fork=fork"])
         .with("ASYNCFORK_LOG", "warn")
@@ -74,8 +74,8 @@ fn a_missing_device_is_one_warning_per_process() {
 
 #[test]
 fn small_processes_do_not_look_for_the_device() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["fork=fork"])
         .without("ASYNCFORK_MIN_RSS")
@@ -83,7 +83,7 @@ fn small_processes_do_not_look_for_the_device() {
         .expect_log(1, "debug: stock fork: ")
         .expect_log(1, "bytes resident, armed from 67108864 (ASYNCFORK_MIN_RSS)")
         .expect_log(0, "no-device cannot");
-    bench
+    fixture
         .program("forks")
         .args(&["mib=80", "fork=fork"])
         .without("ASYNCFORK_MIN_RSS")
@@ -94,8 +94,8 @@ fn small_processes_do_not_look_for_the_device() {
 /// execve() passes the peak resident size on.
 #[test]
 fn a_small_program_started_by_a_large_one_is_small() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["mib=80", "exec", "fork=fork"])
         .without("ASYNCFORK_MIN_RSS")
@@ -108,11 +108,11 @@ fn a_small_program_started_by_a_large_one_is_small() {
 
 #[test]
 fn an_unreadable_device_is_one_warning() {
-    let bench = Bench::new();
-    fs::write(bench.path("device"), "").unwrap();
-    fs::set_permissions(bench.path("device"), fs::Permissions::from_mode(0o600)).unwrap();
-    let device = bench.path("device");
-    let run = bench
+    let fixture = Fixture::new();
+    fs::write(fixture.path("device"), "").unwrap();
+    fs::set_permissions(fixture.path("device"), fs::Permissions::from_mode(0o600)).unwrap();
+    let device = fixture.path("device");
+    let run = fixture
         .program("forks")
         .args(&[&format!("setuid={NOBODY}"), "times=3", "fork=fork"])
         .with("ASYNCFORK_DEVICE", device);
@@ -129,10 +129,10 @@ fn an_unreadable_device_is_one_warning() {
 
 #[test]
 fn another_kind_of_file_is_refused() {
-    let bench = Bench::new();
-    fs::write(bench.path("device"), "").unwrap();
-    let device = bench.path("device");
-    bench
+    let fixture = Fixture::new();
+    fs::write(fixture.path("device"), "").unwrap();
+    let device = fixture.path("device");
+    fixture
         .program("forks")
         .args(&["fork=fork"])
         .with("ASYNCFORK_DEVICE", device)
@@ -143,8 +143,8 @@ fn another_kind_of_file_is_refused() {
 
 #[test]
 fn another_device_is_recognised() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("forks")
         .args(&["times=2", "fork=fork"])
         .with("ASYNCFORK_DEVICE", "/dev/null")
@@ -158,10 +158,10 @@ fn another_device_is_recognised() {
 
 #[test]
 fn forks_after_chroot() {
-    let bench = Bench::new();
-    fs::create_dir(bench.path("root")).unwrap();
-    let root = bench.path("root");
-    let finished = bench
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.path("root")).unwrap();
+    let root = fixture.path("root");
+    let finished = fixture
         .program("forks")
         .arg(format!("chroot={}", root.display()))
         .args(&["times=2", "fork=fork", "fork=_Fork"])
@@ -175,10 +175,10 @@ fn forks_after_chroot() {
 /// Without /proc the peak has to do: this process is large for sure.
 #[test]
 fn a_large_process_is_recognised_after_chroot() {
-    let bench = Bench::new();
-    fs::create_dir(bench.path("root")).unwrap();
-    let root = bench.path("root");
-    let finished = bench
+    let fixture = Fixture::new();
+    fs::create_dir(fixture.path("root")).unwrap();
+    let root = fixture.path("root");
+    let finished = fixture
         .program("forks")
         .arg(format!("chroot={}", root.display()))
         .args(&["fork=fork", "mib=80", "fork=fork"])
@@ -194,8 +194,8 @@ fn a_large_process_is_recognised_after_chroot() {
 
 #[test]
 fn forks_after_setuid() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&[&format!("setuid={NOBODY}"), "times=2", "fork=fork"])
         .succeed_loaded();
@@ -205,8 +205,8 @@ fn forks_after_setuid() {
 
 #[test]
 fn forks_when_out_of_descriptors() {
-    let bench = Bench::new();
-    let finished = bench
+    let fixture = Fixture::new();
+    let finished = fixture
         .program("forks")
         .args(&["full", "times=2", "fork=fork"])
         .with("ASYNCFORK_DEVICE", "/dev/null")
@@ -224,11 +224,11 @@ fn forks_when_out_of_descriptors() {
 fn descriptors_that_the_program_reused_are_left_alone() {
     for first in [0, 3] {
         for log_file in [true, false] {
-            let bench = Bench::new();
-            fs::create_dir(bench.path("data")).unwrap();
-            let mut run = bench
+            let fixture = Fixture::new();
+            fs::create_dir(fixture.path("data")).unwrap();
+            let mut run = fixture
                 .program("descriptors")
-                .arg(bench.path("data"))
+                .arg(fixture.path("data"))
                 .args(&[&first.to_string()]);
             if !log_file {
                 run = run.without("ASYNCFORK_LOG_FILE");
@@ -238,7 +238,7 @@ fn descriptors_that_the_program_reused_are_left_alone() {
                 finished.expect_log(1, "warn: stock fork: ");
             }
             for fd in first..=24 {
-                let path = bench.path("data").join(format!("data{fd}"));
+                let path = fixture.path("data").join(format!("data{fd}"));
                 assert_eq!(fs::read_to_string(path).unwrap(), format!("data {fd}"));
             }
         }
@@ -248,15 +248,15 @@ fn descriptors_that_the_program_reused_are_left_alone() {
 #[test]
 fn standard_error_that_became_a_file_is_left_alone() {
     for mode in ["reused", "closed"] {
-        let bench = Bench::new();
-        let finished = bench
+        let fixture = Fixture::new();
+        let finished = fixture
             .program("stderr")
             .args(&[mode])
-            .arg(bench.path("data"))
+            .arg(fixture.path("data"))
             .without("ASYNCFORK_LOG_FILE")
             .succeed_loaded();
         assert_eq!(finished.all_lines("stock fork"), 0, "{finished:#?}");
-        assert_eq!(fs::read_to_string(bench.path("data")).unwrap(), "");
+        assert_eq!(fs::read_to_string(fixture.path("data")).unwrap(), "");
     }
 }
 
@@ -264,8 +264,8 @@ fn standard_error_that_became_a_file_is_left_alone() {
 #[test]
 fn standard_error_without_a_reader_is_harmless() {
     for mode in ["broken", "full"] {
-        let bench = Bench::new();
-        bench
+        let fixture = Fixture::new();
+        fixture
             .program("stderr")
             .args(&[mode])
             .without("ASYNCFORK_LOG_FILE")
@@ -275,13 +275,13 @@ fn standard_error_without_a_reader_is_harmless() {
 
 #[test]
 fn forks_in_a_signal_handler() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("handler")
         .args(&["plain"])
         .succeed_loaded()
         .expect_log(20, NO_DEVICE);
-    bench
+    fixture
         .program("handler")
         .args(&["nested"])
         .succeed_loaded()
@@ -290,8 +290,11 @@ fn forks_in_a_signal_handler() {
 
 #[test]
 fn threads_fork_at_once() {
-    let bench = Bench::new();
-    let finished = bench.program("threads").args(&["8", "25"]).succeed_loaded();
+    let fixture = Fixture::new();
+    let finished = fixture
+        .program("threads")
+        .args(&["8", "25"])
+        .succeed_loaded();
     finished
         .expect_log(200, "stock fork: ")
         .expect_log(1, "warn: ");
@@ -306,10 +309,10 @@ fn threads_fork_at_once() {
 
 #[test]
 fn forks_in_an_earlier_constructor_of_another_library() {
-    let bench = Bench::new();
-    let early = bench.compile("early_lib", &["-shared".as_ref(), "-fPIC".as_ref()]);
-    let program = bench.compile("forks", &[]);
-    let finished = bench
+    let fixture = Fixture::new();
+    let early = fixture.compile("early_lib", &["-shared".as_ref(), "-fPIC".as_ref()]);
+    let program = fixture.compile("forks", &[]);
+    let finished = fixture
         .run(program)
         .args(&["fork=fork"])
         .also_preload(early)
@@ -330,8 +333,8 @@ fn forks_in_an_earlier_constructor_of_another_library() {
 
 #[test]
 fn fork_is_not_a_cancellation_point() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("cancel")
         .succeed_loaded()
         .expect_log(1, NO_DEVICE);
@@ -339,23 +342,23 @@ fn fork_is_not_a_cancellation_point() {
 
 #[test]
 fn buffers_and_exit_handlers_are_as_without_the_library() {
-    let bench = Bench::new();
-    let with = bench.program("stdio").succeed_loaded();
+    let fixture = Fixture::new();
+    let with = fixture.program("stdio").succeed_loaded();
     with.expect_log(1, NO_DEVICE);
-    let alone = bench.program("stdio").no_preload().succeed();
+    let alone = fixture.program("stdio").no_preload().succeed();
     assert_eq!(with.stdout, alone.stdout);
     assert_eq!(alone.stdout, "before\nchild\nbye\nbefore\nparent\nbye\n");
 }
 
 #[test]
 fn nothing_is_allocated_within_fork() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("malloc")
         .args(&["3"])
         .succeed_loaded()
         .expect_log(3, NO_DEVICE);
-    bench
+    fixture
         .program("malloc")
         .args(&["3"])
         .without("ASYNCFORK_MIN_RSS")
@@ -365,12 +368,12 @@ fn nothing_is_allocated_within_fork() {
 
 #[test]
 fn the_child_makes_no_system_call_of_the_librarys() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("child_calls")
         .succeed_loaded()
         .expect_log(1, NO_DEVICE);
-    bench
+    fixture
         .program("child_calls")
         .args(&["control"])
         .succeed_loaded();
@@ -378,8 +381,8 @@ fn the_child_makes_no_system_call_of_the_librarys() {
 
 #[test]
 fn other_ways_to_start_a_process_are_left_alone() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("others")
         .succeed_loaded()
         .expect_log(1, "stock fork: ");
@@ -388,12 +391,12 @@ fn other_ways_to_start_a_process_are_left_alone() {
 /// Its symbols are what the others get: whatever the library imported would come from there.
 #[test]
 fn programs_that_lack_or_replace_the_c_librarys_functions_start() {
-    let bench = Bench::new();
+    let fixture = Fixture::new();
     let no_libc = ["-nostdlib", "-nostartfiles", "-fPIE", "-pie"].map(OsStr::new);
-    let no_libc = bench.compile("no_libc", &no_libc);
-    bench.run(no_libc).succeed();
-    let own = bench.compile("own_strlen", &["-rdynamic".as_ref()]);
-    bench
+    let no_libc = fixture.compile("no_libc", &no_libc);
+    fixture.run(no_libc).succeed();
+    let own = fixture.compile("own_strlen", &["-rdynamic".as_ref()]);
+    fixture
         .run(own)
         .succeed_loaded()
         .expect_log(1, "stock fork: ");
@@ -401,9 +404,9 @@ fn programs_that_lack_or_replace_the_c_librarys_functions_start() {
 
 #[test]
 fn behind_a_library_that_hooks_dlsym_the_fork_is_not_our_own() {
-    let bench = Bench::new();
-    let hook = bench.compile("hook_dlsym", &["-shared".as_ref(), "-fPIC".as_ref()]);
-    bench
+    let fixture = Fixture::new();
+    let hook = fixture.compile("hook_dlsym", &["-shared".as_ref(), "-fPIC".as_ref()]);
+    fixture
         .program("forks")
         .args(&["fork=fork"])
         .preload_first(hook)
@@ -415,11 +418,11 @@ fn behind_a_library_that_hooks_dlsym_the_fork_is_not_our_own() {
 /// The line is long: the device has a long name.
 #[test]
 fn a_terminal_with_room_for_a_part_of_a_line_is_not_waited_for() {
-    let bench = Bench::new();
-    bench
+    let fixture = Fixture::new();
+    fixture
         .program("terminal_room")
         .args(&["open"])
-        .with("ASYNCFORK_DEVICE", bench.path(&"l".repeat(200)))
+        .with("ASYNCFORK_DEVICE", fixture.path(&"l".repeat(200)))
         .without("ASYNCFORK_LOG_FILE")
         .succeed();
 }

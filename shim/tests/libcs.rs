@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use support::root::Root;
 use support::server::{snapshot_twice, DEBUG};
-use support::{Bench, Finished, Run, ANY_CHAR_DEVICE};
+use support::{Finished, Fixture, Run, ANY_CHAR_DEVICE};
 
 const NO_DEVICE: &str = "cannot be opened: ENOENT; load the module";
 const STOCK: &str = " warn: stock fork: ";
@@ -48,36 +48,36 @@ enum Libc {
 
 impl Libc {
     /// Where programs are compiled for it, and run.
-    fn bench(self) -> Bench {
-        let mut bench = Bench::new();
-        let root = |bench: &Bench, name| Root::made(name, &bench.path(""));
+    fn fixture(self) -> Fixture {
+        let mut fixture = Fixture::new();
+        let root = |fixture: &Fixture, name| Root::made(name, &fixture.path(""));
         match self {
             Self::ThisMachine => {}
             Self::Debian11 | Self::Debian13 => {
-                let root = root(&bench, if self == Self::Debian11 { OLD } else { NEW });
-                bench.compile_by(&["gcc"], Some(root.clone()));
-                bench.run_in(root);
+                let root = root(&fixture, if self == Self::Debian11 { OLD } else { NEW });
+                fixture.compile_by(&["gcc"], Some(root.clone()));
+                fixture.run_in(root);
             }
             Self::MuslBesideGlibc => {
-                let root = root(&bench, OLD);
-                let loader = bench.path("ld-musl");
+                let root = root(&fixture, OLD);
+                let loader = fixture.path("ld-musl");
                 fs::copy(root.file(MUSL_LOADER), &loader).unwrap();
                 let option = format!("-Wl,--dynamic-linker={}", loader.display());
-                bench.compile_by(&[&MUSL_GCC[..], &[&option]].concat(), Some(root));
+                fixture.compile_by(&[&MUSL_GCC[..], &[&option]].concat(), Some(root));
             }
             Self::MuslAlone => {
-                let root = root(&bench, OLD);
+                let root = root(&fixture, OLD);
                 let loader = root.file(MUSL_LOADER);
-                bench.run_in(Root::bare(&loader, ANY_CHAR_DEVICE, &bench.path("")));
-                bench.compile_by(&MUSL_GCC, Some(root));
+                fixture.run_in(Root::bare(&loader, ANY_CHAR_DEVICE, &fixture.path("")));
+                fixture.compile_by(&MUSL_GCC, Some(root));
             }
         }
-        bench
+        fixture
     }
 
     /// A run of each of the library's functions, and what it prints.
-    fn forks(self, bench: &Bench) -> (Run<'_>, &'static str) {
-        let run = bench.run(compile(bench, "forks"));
+    fn forks(self, fixture: &Fixture) -> (Run<'_>, &'static str) {
+        let run = fixture.run(compile(fixture, "forks"));
         let run = run.args(&["fork=fork", "fork=__fork"]);
         let run = match self {
             Self::Debian11 => run.args(&["lacks_Fork", "fork=_Fork"]),
@@ -88,19 +88,19 @@ impl Libc {
     }
 }
 
-fn compile(bench: &Bench, name: &str) -> PathBuf {
+fn compile(fixture: &Fixture, name: &str) -> PathBuf {
     // Where dlsym() is in older ones.
-    bench.compile(name, &["-ldl".as_ref()])
+    fixture.compile(name, &["-ldl".as_ref()])
 }
 
 /// The program that uses the C library and no other.
-fn alive(bench: &Bench) -> Run<'_> {
-    bench.run(bench.compile_simply("alive"))
+fn alive(fixture: &Fixture) -> Run<'_> {
+    fixture.run(fixture.compile_simply("alive"))
 }
 
 fn forks_are_stock_without_the_module(libc: Libc) {
-    let bench = libc.bench();
-    let (run, prints) = libc.forks(&bench);
+    let fixture = libc.fixture();
+    let (run, prints) = libc.forks(&fixture);
     let finished = run.succeed_loaded();
     finished
         .expect_stdout(prints)
@@ -111,8 +111,8 @@ fn forks_are_stock_without_the_module(libc: Libc) {
 
 /// Exactly as a user has it who sets LD_PRELOAD and nothing else.
 fn a_program_lives_without_the_module(libc: Libc) {
-    let bench = libc.bench();
-    let finished = alive(&bench)
+    let fixture = libc.fixture();
+    let finished = alive(&fixture)
         .without("ASYNCFORK_LOG")
         .without("ASYNCFORK_LOG_FILE")
         .without("ASYNCFORK_MIN_RSS")
@@ -136,16 +136,16 @@ fn expect_armed(finished: &Finished, forks: usize) {
 }
 
 fn forks_are_armed_with_the_module(libc: Libc) {
-    let bench = libc.bench();
-    let (run, prints) = libc.forks(&bench);
+    let fixture = libc.fixture();
+    let (run, prints) = libc.forks(&fixture);
     let finished = run.fake_module(&[]).succeed_loaded();
     finished.expect_stdout(prints);
     expect_armed(&finished, 3);
 }
 
 fn a_program_lives_with_the_module(libc: Libc) {
-    let bench = libc.bench();
-    let finished = alive(&bench).fake_module(&[]).succeed_loaded();
+    let fixture = libc.fixture();
+    let finished = alive(&fixture).fake_module(&[]).succeed_loaded();
     finished.expect_stdout("alive\n");
     expect_armed(&finished, 1);
 }
@@ -162,25 +162,25 @@ const OTHERS: [(&str, &[&str], usize); 6] = [
 
 fn programs_do_their_work(libc: Libc) {
     for (name, args, forks) in OTHERS {
-        let bench = libc.bench();
-        let program = compile(&bench, name);
-        let run = || bench.run(&program).args(args);
+        let fixture = libc.fixture();
+        let program = compile(&fixture, name);
+        let run = || fixture.run(&program).args(args);
         run()
             .succeed_loaded()
             .expect_log(forks, NO_DEVICE)
             .expect_log(1, STOCK);
-        fs::remove_file(bench.path("log")).unwrap();
+        fs::remove_file(fixture.path("log")).unwrap();
         expect_armed(&run().fake_module(&[]).succeed_loaded(), forks);
     }
 }
 
 fn redis_arms_its_snapshots(libc: Libc, settings: &[&str]) {
-    let bench = libc.bench();
-    let redis = || bench.run("/usr/bin/redis-server").args(settings);
+    let fixture = libc.fixture();
+    let redis = || fixture.run("/usr/bin/redis-server").args(settings);
     let run = redis().with("ASYNCFORK_MIN_RSS", "8M").fake_module(&[]);
-    let log = snapshot_twice(&bench, run, redis(), "no");
+    let log = snapshot_twice(&fixture, run, redis(), "no");
     assert_eq!(log.matches(ASYNC).count(), 2, "{log}");
-    let calls = fs::read_to_string(bench.path("calls")).unwrap();
+    let calls = fs::read_to_string(fixture.path("calls")).unwrap();
     assert_eq!(calls.matches(" fork armed\n").count(), 2, "{calls}");
 }
 

@@ -11,7 +11,7 @@ use std::ffi::CString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use support::{Bench, Finished, Run};
+use support::{Finished, Fixture, Run};
 
 const LINE: &str = "stock fork: ";
 
@@ -35,29 +35,29 @@ const CONDITIONS: [&str; 10] = [
 
 /// `tests/c/signals.c`, compiled once.
 struct Scene {
-    bench: Bench,
+    fixture: Fixture,
     program: PathBuf,
 }
 
 impl Scene {
     fn new() -> Self {
-        let bench = Bench::new();
-        let program = bench.compile("signals", &[]);
-        Self { bench, program }
+        let fixture = Fixture::new();
+        let program = fixture.compile("signals", &[]);
+        Self { fixture, program }
     }
 
     fn path(&self, name: &str) -> String {
-        self.bench.path(name).to_str().unwrap().to_owned()
+        self.fixture.path(name).to_str().unwrap().to_owned()
     }
 
     /// These steps, with lines to a new log file.
     fn log_file(&self, steps: &str) -> Run<'_> {
-        let log = self.bench.path("log");
+        let log = self.fixture.path("log");
         if log.is_file() {
             fs::remove_file(log).unwrap();
         }
         let steps: Vec<&str> = steps.split_whitespace().collect();
-        self.bench.run(&self.program).args(&steps)
+        self.fixture.run(&self.program).args(&steps)
     }
 
     /// These steps, with lines to standard error.
@@ -613,7 +613,7 @@ fn a_log_file_that_takes_nothing_is_harmless() {
 #[test]
 fn a_full_disk_costs_the_line_only() {
     let scene = Scene::new();
-    let dir = scene.bench.path("disk");
+    let dir = scene.fixture.path("disk");
     fs::create_dir(&dir).unwrap();
     let (dir, full) = (dir.display(), dir.join("full"));
     let full = full.display();
@@ -896,14 +896,14 @@ fn other_threads_signals_are_left_alone() {
 /// SIGSEGV is a signal, too.
 #[test]
 fn a_handler_with_little_stack_may_fork() {
-    let bench = Bench::new();
-    let program = bench.compile("stack", &[]);
-    bench
+    let fixture = Fixture::new();
+    let program = fixture.compile("stack", &[]);
+    fixture
         .run(&program)
         .args(&["4096"])
         .succeed_loaded()
         .expect_log(2, LINE);
-    bench
+    fixture
         .run(&program)
         .args(&["4096"])
         .fake_module(&[])

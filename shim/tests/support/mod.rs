@@ -39,14 +39,14 @@ fn built_library() -> &'static Path {
 
 /// A directory of its own for one test, open to every user, with a copy of
 /// the library: the build directory may be closed to other users.
-pub struct Bench {
+pub struct Fixture {
     dir: tempfile::TempDir,
     compiler: Compiler,
     /// Where programs run, if not on this machine.
     root: Option<Root>,
 }
 
-impl Bench {
+impl Fixture {
     pub fn new() -> Self {
         // SAFETY: a plain query.
         let uid = unsafe { libc::geteuid() };
@@ -56,14 +56,14 @@ impl Bench {
         );
         let dir = tempfile::tempdir().unwrap();
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-        let bench = Self {
+        let fixture = Self {
             dir,
             compiler: Compiler::default(),
             root: None,
         };
-        fs::copy(built_library(), bench.library()).unwrap();
-        fs::set_permissions(bench.library(), fs::Permissions::from_mode(0o755)).unwrap();
-        bench
+        fs::copy(built_library(), fixture.library()).unwrap();
+        fs::set_permissions(fixture.library(), fs::Permissions::from_mode(0o755)).unwrap();
+        fixture
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -165,7 +165,7 @@ impl Bench {
     /// with any size large enough, logging everything to a file.
     pub fn run(&self, program: impl AsRef<Path>) -> Run<'_> {
         let mut run = Run {
-            bench: self,
+            fixture: self,
             program: program.as_ref().to_owned(),
             args: Vec::new(),
             env: Vec::new(),
@@ -173,8 +173,8 @@ impl Bench {
             fake_module: None,
         };
         run.env("ASYNCFORK_LOG", "debug");
-        run.env("ASYNCFORK_LOG_FILE", run.bench.seen("log"));
-        run.env("ASYNCFORK_DEVICE", run.bench.seen("no-device"));
+        run.env("ASYNCFORK_LOG_FILE", run.fixture.seen("log"));
+        run.env("ASYNCFORK_DEVICE", run.fixture.seen("no-device"));
         run.env("ASYNCFORK_MIN_RSS", "0");
         run
     }
@@ -183,7 +183,7 @@ impl Bench {
 /// A program about to run under the library.
 #[must_use]
 pub struct Run<'a> {
-    bench: &'a Bench,
+    fixture: &'a Fixture,
     program: PathBuf,
     args: Vec<PathBuf>,
     env: Vec<(String, PathBuf)>,
@@ -248,23 +248,23 @@ impl Run<'_> {
     pub fn command(&self) -> (Command, PathBuf) {
         let preload: Vec<&str> = self.preload.iter().map(|p| p.to_str().unwrap()).collect();
         let preload = preload.join(":");
-        let calls = self.bench.path("calls");
+        let calls = self.fixture.path("calls");
         let mut command = match &self.fake_module {
             None => {
                 let mut command = Command::new(&self.program);
                 if !preload.is_empty() {
                     command.env("LD_PRELOAD", preload);
                 }
-                if let Some(root) = &self.bench.root {
+                if let Some(root) = &self.fixture.root {
                     root.enter(&mut command);
                 }
                 command
             }
             Some(settings) => {
-                let mut command = Command::new(self.bench.fake_module());
+                let mut command = Command::new(self.fixture.fake_module());
                 command.arg(format!("calls={}", calls.display()));
                 command.arg(format!("preload={preload}"));
-                if let Some(root) = &self.bench.root {
+                if let Some(root) = &self.fixture.root {
                     let dir = root.mount_for(&mut command);
                     command.arg(format!("root={}", dir.display()));
                 }
@@ -296,7 +296,7 @@ impl Run<'_> {
             status: output.status,
             stdout: text(&output.stdout),
             stderr: text(&output.stderr),
-            log: fs::read(self.bench.path("log"))
+            log: fs::read(self.fixture.path("log"))
                 .map(|log| text(&log))
                 .unwrap_or_default(),
             calls: fs::read_to_string(calls).unwrap_or_default(),

@@ -9,7 +9,7 @@ use std::process::{Child, Stdio};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use super::{Bench, Run};
+use super::{Fixture, Run};
 
 /// Rather than wait for ever for a server that died.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -29,16 +29,16 @@ pub struct Server {
 
 impl Server {
     /// `run` is a run of redis-server with no arguments, or with some of its settings.
-    pub fn start(bench: &Bench, run: Run<'_>, daemonize: &str) -> Self {
+    pub fn start(fixture: &Fixture, run: Run<'_>, daemonize: &str) -> Self {
         const SOCKET: &str = "redis.sock";
         let run = run
             .args(&["--port", "0", "--save", ""])
             .args(&["--daemonize", daemonize, "--unixsocket"])
-            .arg(bench.seen(SOCKET))
+            .arg(fixture.seen(SOCKET))
             .arg("--dir")
-            .arg(bench.seen(""))
+            .arg(fixture.seen(""))
             .arg("--logfile")
-            .arg(bench.seen("redis.log"));
+            .arg(fixture.seen("redis.log"));
         let (mut command, _) = run.command();
         command.stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = command
@@ -46,9 +46,9 @@ impl Server {
             .expect("start redis-server: install redis-tools (scripts/setup --test)");
         let client = wait_for("redis-server listens", || {
             if daemonize == "no" {
-                assert_eq!(process.try_wait().unwrap(), None, "{}", redis_log(bench));
+                assert_eq!(process.try_wait().unwrap(), None, "{}", redis_log(fixture));
             }
-            UnixStream::connect(bench.path(SOCKET)).ok()
+            UnixStream::connect(fixture.path(SOCKET)).ok()
         });
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut server = Self {
@@ -130,8 +130,8 @@ impl Drop for Server {
     }
 }
 
-fn redis_log(bench: &Bench) -> String {
-    fs::read_to_string(bench.path("redis.log")).unwrap_or_default()
+fn redis_log(fixture: &Fixture) -> String {
+    fs::read_to_string(fixture.path("redis.log")).unwrap_or_default()
 }
 
 fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
@@ -147,8 +147,8 @@ fn wait_for<T>(what: &str, mut ready: impl FnMut() -> Option<T>) -> T {
 
 /// Fills a server, snapshots twice; the second snapshot must hold its data, as a
 /// run of the server without the library reads it. What the library logged.
-pub fn snapshot_twice(bench: &Bench, run: Run<'_>, reader: Run<'_>, daemonize: &str) -> String {
-    let mut server = Server::start(bench, run, daemonize);
+pub fn snapshot_twice(fixture: &Fixture, run: Run<'_>, reader: Run<'_>, daemonize: &str) -> String {
+    let mut server = Server::start(fixture, run, daemonize);
     server.call(&format!("DEBUG POPULATE {KEYS} key 100"));
     server.snapshot();
     server.call("SET after first");
@@ -156,9 +156,9 @@ pub fn snapshot_twice(bench: &Bench, run: Run<'_>, reader: Run<'_>, daemonize: &
     server.snapshot();
     server.stop();
 
-    let mut reader = Server::start(bench, reader.no_preload(), "no");
+    let mut reader = Server::start(fixture, reader.no_preload(), "no");
     assert_eq!(reader.call("DEBUG DIGEST"), digest);
     assert_eq!(reader.call("GET after"), "first");
     reader.stop();
-    fs::read_to_string(bench.path("log")).unwrap()
+    fs::read_to_string(fixture.path("log")).unwrap()
 }
