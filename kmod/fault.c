@@ -45,7 +45,7 @@ static int lingering;
 module_param_named(fault_linger_pid, linger_pid, int, 0644);
 MODULE_PARM_DESC(fault_linger_pid, "task that lingers, by its number in the first pid namespace");
 module_param_named(fault_linger_ms, linger_ms, uint, 0644);
-MODULE_PARM_DESC(fault_linger_ms, "milliseconds of its own time that it lingers");
+MODULE_PARM_DESC(fault_linger_ms, "most milliseconds of its own time that it lingers");
 module_param_named(fault_lingering, lingering, int, 0444);
 MODULE_PARM_DESC(fault_lingering, "the task that lingers now, or 0");
 
@@ -53,16 +53,17 @@ MODULE_PARM_DESC(fault_lingering, "the task that lingers now, or 0");
  * af_linger - a place in which a test wants a task to be for a while
  *
  * It takes processor time, not time: who is not let run stays. And whoever may be
- * preempted, is.
+ * preempted, is. The test ends it early by naming another task, or none.
  */
 void af_linger(void)
 {
+	int pid = task_pid_nr(current);
 	unsigned int ms;
 
-	if (task_pid_nr(current) != READ_ONCE(linger_pid))
+	if (pid != READ_ONCE(linger_pid))
 		return;
-	WRITE_ONCE(lingering, task_pid_nr(current));
-	for (ms = READ_ONCE(linger_ms); ms; ms--) {
+	WRITE_ONCE(lingering, pid);
+	for (ms = READ_ONCE(linger_ms); ms && pid == READ_ONCE(linger_pid); ms--) {
 		mdelay(1);
 		if (preemptible())
 			cond_resched();

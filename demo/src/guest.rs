@@ -38,7 +38,7 @@ pub struct Options {
     /// Bytes per value
     #[arg(long, value_name = "BYTES", default_value_t = 12000, value_parser = clap::value_parser!(u32).range(500..=1_000_000))]
     value_size: u32,
-    /// Also write the result there: all numbers if it ends in .json, else the table
+    /// Also write the result there: all numbers if it ends in .json, otherwise the table
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
     /// Only stock forks, neither module nor library: a baseline that any machine can run

@@ -118,7 +118,7 @@ pub fn set_fifo() -> io::Result<()> {
     cvt(unsafe { libc::sched_setscheduler(0, policy, &param) }).map(drop)
 }
 
-/// Makes the calling thread `SCHED_BATCH`: it preempts nobody when it wakes up or comes to be.
+/// Makes the calling thread `SCHED_BATCH`: it preempts nobody when it wakes up or is made.
 pub fn set_batch() -> io::Result<()> {
     let param = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameter lives across the call.

@@ -82,7 +82,7 @@ settings! {
         name: c"ASYNCFORK",
         default: Unset::Value("auto"),
         accepts: "auto, off, require",
-        help: "auto: arm, else a stock fork; off: never arm; require: arm, else fail",
+        help: "auto: arm, otherwise a stock fork; off: never arm; require: arm, otherwise fail",
         parse: value::mode,
     }
     min_rss: u64 = 64 << 20 => {

@@ -43,7 +43,7 @@ pub fn next(name: &CStr) -> Option<ForkFn> {
     unsafe { transmute::<*mut c_void, Option<ForkFn>>(address) }
 }
 
-/// glibc's `fork` by a name that nobody stands before.
+/// glibc's `fork` by a name that nobody intercepts.
 pub fn libc_fork() -> Option<ForkFn> {
     weak!("__libc_fork" as ForkFn)
 }

@@ -98,7 +98,7 @@ pub fn load() {
     }
 }
 
-/// The state of a process that may arm, else `None`.
+/// The state of a process that may arm, otherwise `None`.
 fn configure() -> Option<Shim> {
     if imports::is_secure() {
         // A set-user-ID program must not open files that its caller names.

@@ -10,7 +10,7 @@ use crate::read_start;
 /// Bytes; on x86-64, the only architecture that the module is for.
 const PAGE_SIZE: u64 = 4096;
 
-/// Bytes resident if less than `min`, else `None`.
+/// Bytes resident if less than `min`, otherwise `None`.
 ///
 /// The peak says for sure that a process is small, in one system call, but
 /// execve() passes a large parent's on: then /proc has the last word, if it is

@@ -2,7 +2,7 @@
 //! Verdicts of forked processes, through a pipe.
 
 use crate::sys;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
@@ -25,7 +25,7 @@ impl Board {
     }
 
     /// Posts `result` as `who`.
-    pub fn post(&self, who: &str, result: &Outcome) {
+    pub fn post(&self, who: &str, result: &TestResult) {
         let (word, text) = match result {
             Ok(()) => ("ok", ""),
             Err(v) => (v.word(), v.text()),
@@ -44,7 +44,7 @@ impl Board {
     }
 
     /// Runs `body` in this process, posts its verdict as `who` and ends the process, without exit handlers.
-    pub fn run(&self, who: &str, body: impl FnOnce() -> Outcome) -> ! {
+    pub fn run(&self, who: &str, body: impl FnOnce() -> TestResult) -> ! {
         let result = guarded(body);
         self.post(who, &result);
         sys::exit_now(i32::from(result.is_err()));
@@ -52,7 +52,7 @@ impl Board {
 
     /// Waits until every process that could post is gone, and demands that exactly `whos` posted, each once and "ok". Of
     /// bad verdicts a failure wins.
-    pub fn collect(self, whos: &[&str]) -> Outcome {
+    pub fn collect(self, whos: &[&str]) -> TestResult {
         let Self { read, write } = self;
         drop(write);
         let mut text = String::new();
@@ -92,7 +92,7 @@ fn parse(line: &str) -> (&str, &str, &str) {
 }
 
 /// Runs `body`; a panic is a failure.
-pub fn guarded<T>(body: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+pub fn guarded<T>(body: impl FnOnce() -> TestResult<T>) -> TestResult<T> {
     catch_unwind(AssertUnwindSafe(body)).unwrap_or_else(|panic| {
         let text = panic
             .downcast_ref::<String>()
@@ -108,7 +108,7 @@ mod tests {
     use super::*;
     use crate::verdict::Verdict::{Broken, Failed, Unmet};
 
-    fn board(posts: &[(&str, Outcome)]) -> Board {
+    fn board(posts: &[(&str, TestResult)]) -> Board {
         let b = Board::new().unwrap();
         for (who, result) in posts {
             b.post(who, result);
@@ -156,7 +156,7 @@ mod tests {
 
     #[test]
     fn a_panic_is_a_failure() {
-        let result: Outcome = guarded(|| panic!("so {}", 1));
+        let result: TestResult = guarded(|| panic!("so {}", 1));
         assert_eq!(result, Err(Failed("panic: so 1".into())));
     }
 }

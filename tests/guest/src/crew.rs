@@ -3,7 +3,7 @@
 
 use crate::board;
 use crate::rng::Rng;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -40,23 +40,25 @@ impl<'a, T: Send> Crew<'a, T> {
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
         rng: &mut Rng,
-        work: impl Fn(&mut T, &mut Rng, u32) -> Outcome + Copy + Send + 'scope,
-    ) -> Outcome<Vec<ScopedJoinHandle<'scope, Outcome>>> {
+        work: impl Fn(&mut T, &mut Rng, u32) -> TestResult + Copy + Send + 'scope,
+    ) -> TestResult<Vec<ScopedJoinHandle<'scope, TestResult>>> {
         let threads = self.plots.iter().map(|plot| {
             let rng = Rng::new(rng.next(), "thread");
             let body = move || board::guarded(|| self.go_on(plot, rng, work));
             Builder::new().spawn_scoped(scope, body).at(NO_THREAD)
         });
         // Those that have been started must not go on for ever.
-        threads.collect::<Outcome<_>>().inspect_err(|_| self.stop())
+        threads
+            .collect::<TestResult<_>>()
+            .inspect_err(|_| self.stop())
     }
 
     fn go_on(
         &self,
         plot: &Mutex<T>,
         mut rng: Rng,
-        work: impl Fn(&mut T, &mut Rng, u32) -> Outcome,
-    ) -> Outcome {
+        work: impl Fn(&mut T, &mut Rng, u32) -> TestResult,
+    ) -> TestResult {
         let mut gen = 1;
         while !self.stopped() {
             while self.wanted.load(Ordering::SeqCst) && !self.stopped() {
@@ -117,13 +119,13 @@ impl<T> Drop for Held<'_, T> {
 }
 
 /// Waits for the threads; their first error.
-pub fn join(threads: Vec<ScopedJoinHandle<'_, Outcome>>) -> Outcome {
-    let ends: Vec<Outcome> = threads.into_iter().map(|t| verdict(t.join())).collect();
+pub fn join(threads: Vec<ScopedJoinHandle<'_, TestResult>>) -> TestResult {
+    let ends: Vec<TestResult> = threads.into_iter().map(|t| verdict(t.join())).collect();
     ends.into_iter().collect()
 }
 
 /// The verdict of a thread that has been joined; a panic is a failure.
-pub fn verdict<T>(joined: std::thread::Result<Outcome<T>>) -> Outcome<T> {
+pub fn verdict<T>(joined: std::thread::Result<TestResult<T>>) -> TestResult<T> {
     joined.unwrap_or_else(|_| Err(Verdict::Failed("panic".into())))
 }
 

@@ -9,7 +9,7 @@ use crate::rng::Rng;
 use crate::session::{Ended, Fork};
 use crate::skip_unless;
 use crate::sys;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use asyncfork_uapi::{Report, Stats};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -44,14 +44,14 @@ impl Ctx {
     }
 
     /// libasyncfork.so; skips the test where there is none.
-    pub fn library(&self) -> Outcome<&Path> {
+    pub fn library(&self) -> TestResult<&Path> {
         skip_unless!(!self.shim.as_os_str().is_empty(), "no --shim given");
         skip_unless!(self.shim.exists(), "{} does not exist", self.shim.display());
         Ok(&self.shim)
     }
 
     /// The module's totals; zeros when there is no module.
-    pub fn stats(&self) -> Outcome<Stats> {
+    pub fn stats(&self) -> TestResult<Stats> {
         if self.control {
             Ok(Stats::default())
         } else {
@@ -64,7 +64,7 @@ impl Ctx {
         &self,
         board: &Board,
         who: &str,
-        body: impl FnOnce() -> Outcome,
+        body: impl FnOnce() -> TestResult,
     ) -> io::Result<i32> {
         // SAFETY: the child runs board.run() only and never returns.
         let pid = sys::cvt(unsafe { libc::fork() })?;
@@ -78,18 +78,16 @@ impl Ctx {
     }
 
     /// The session of the process `parent`, once it is over: for forks whose descriptor is gone.
-    pub fn ended_session_of(&self, parent: i32) -> Outcome<Ended> {
+    pub fn ended_session_of(&self, parent: i32) -> TestResult<Ended> {
         if self.control {
             return Ok(Ended::from_report(self, None));
         }
         let device = module::open()?;
-        let found = sys::poll_until(|| -> Outcome<Option<Report>> {
-            let recent = device.recent().map_err(module::device_error)?;
+        let found = sys::poll_until(|| -> TestResult<Option<Report>> {
+            let recent = module::recent(&device)?.into_iter();
             Ok(recent
-                .entries()
-                .iter()
-                .find(|r| r.parent_pid == parent)
-                .copied())
+                .filter(|r| r.id != 0)
+                .find(|r| r.parent_pid == parent))
         })?;
         match found {
             Some(report) => Ok(Ended::from_report(self, Some(report))),

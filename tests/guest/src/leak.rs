@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Whether the kernel is left as it was found.
 
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use asyncfork_watch::Census;
 
 /// Waits for late frees, then fails if anything is still above the baseline.
-pub fn expect_unchanged(baseline: &Census) -> Outcome<String> {
+pub fn expect_unchanged(baseline: &Census) -> TestResult<String> {
     let (now, growth) = baseline.settle()?;
     if growth.is_empty() {
         Ok(now.summary())

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Tests and benchmark of asyncfork, run as root inside a throw-away virtual machine.
 //!
-//! Each test forks in earnest, compares every page on both sides with a model, and demands from the module's report that
+//! Each test really forks, compares every page on both sides with a model, and demands from the module's report that
 //! the path it is about was really taken: the fallback, a stock fork, has the right contents by design.
 
 mod board;

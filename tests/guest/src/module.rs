@@ -3,7 +3,7 @@
 
 use crate::require;
 use crate::sys;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 pub use asyncfork_host::module::device_error;
 use asyncfork_host::module::{self, ModuleFile};
 use asyncfork_uapi::{Device, Report, Stats};
@@ -43,12 +43,12 @@ impl Module {
     }
 
     /// Unloads; waits for the sessions' references, which a worker drops a moment after their end.
-    pub fn unload(&self) -> Outcome {
+    pub fn unload(&self) -> TestResult {
         module::unload().map_err(|e| Verdict::Failed(format!("{e:#}")))
     }
 
     /// Waits until nothing refers to it: sessions that are over may, for a moment.
-    pub fn expect_unused(&self) -> Outcome {
+    pub fn expect_unused(&self) -> TestResult {
         let unused = sys::poll_until(|| Ok::<_, io::Error>((self.refcount()? == 0).then_some(())))?;
         require!(unused.is_some(), "the module is in use");
         Ok(())
@@ -75,23 +75,23 @@ impl Module {
     }
 
     /// The totals since load.
-    pub fn stats(&self) -> Outcome<Stats> {
+    pub fn stats(&self) -> TestResult<Stats> {
         Ok(module::stats()?)
     }
 }
 
 /// Opens the device.
-pub fn open() -> Outcome<Device> {
+pub fn open() -> TestResult<Device> {
     Ok(module::open()?)
 }
 
 /// The last forks that consumed an ARM, newest first.
-pub fn recent(device: &Device) -> Outcome<Vec<Report>> {
+pub fn recent(device: &Device) -> TestResult<Vec<Report>> {
     Ok(module::recent(device)?)
 }
 
 /// Loads a module of the distribution.
-pub fn modprobe(name: &str, options: &[&str]) -> Outcome {
+pub fn modprobe(name: &str, options: &[&str]) -> TestResult {
     let status = Command::new("modprobe").arg(name).args(options).status()?;
     if status.success() {
         Ok(())

@@ -11,7 +11,7 @@ use crate::mem::probe;
 use crate::module::Module;
 use crate::procfs;
 use crate::sys::{self, Exit};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use anyhow::{bail, Context as _};
 use asyncfork_watch::{describe, mark_kernel_log, Census};
 use std::fs::{self, File, OpenOptions};
@@ -81,6 +81,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         log: Log::create(&options.results, options.control)?,
         shim: local_copy(&options.shim)?,
         stopped: None,
+        seed: options.seed,
     };
     println!(
         "asyncfork-guest: seed {}, {} tests{}",
@@ -96,7 +97,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
             Some(why) => Err(Verdict::Broken(format!("not run: {why}"))),
             None => ready.clone().and_then(|()| runner.test_or_again(test)),
         };
-        runner.log.verdict(test.name, &result, options)?;
+        runner.log.verdict(test.name, &result, runner.seed)?;
     }
     if ready.is_ok() && !options.control {
         let result = runner
@@ -105,15 +106,17 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
             .map(|()| "reference count 0".to_string());
         runner
             .log
-            .verdict("module_unloads_after_all_tests", &result, options)?;
+            .verdict("module_unloads_after_all_tests", &result, options.seed)?;
     }
     if ready.is_ok() {
         let result = baseline
             .at("baseline")
             .and_then(|b| leak::expect_unchanged(&b));
-        runner
-            .log
-            .verdict("kernel_memory_is_back_to_the_baseline", &result, options)?;
+        runner.log.verdict(
+            "kernel_memory_is_back_to_the_baseline",
+            &result,
+            options.seed,
+        )?;
     }
     Ok(runner.log.summary())
 }
@@ -155,7 +158,7 @@ fn switch_off_fair_servers() -> anyhow::Result<()> {
 }
 
 /// A copy of the library in memory: 9p, which it may come through, pins the memory it reads into (Linux 6.12), and a process
-/// that had memory pinned forks as ever. What does not exist is left to the tests to complain of.
+/// that had memory pinned uses stock forks. What does not exist is left to the tests to complain of.
 fn local_copy(shim: &Path) -> anyhow::Result<PathBuf> {
     let Some(name) = shim.file_name().filter(|_| shim.exists()) else {
         return Ok(shim.to_path_buf());
@@ -173,6 +176,8 @@ struct Runner<'a> {
     shim: PathBuf,
     /// Why nothing more can be run.
     stopped: Option<String>,
+    /// Replays the last attempt.
+    seed: u64,
 }
 
 impl Runner<'_> {
@@ -185,7 +190,7 @@ impl Runner<'_> {
     }
 
     /// Loads the module, or reloads it to get a fresh state.
-    fn prepare_module(&self) -> Outcome {
+    fn prepare_module(&self) -> TestResult {
         if self.options.control {
             return Ok(());
         }
@@ -199,7 +204,7 @@ impl Runner<'_> {
     }
 
     /// Default parameters; loads the module if the test before left it unloaded.
-    fn reset_module(&self) -> Outcome {
+    fn reset_module(&self) -> TestResult {
         if self.options.control {
             return Ok(());
         }
@@ -217,22 +222,21 @@ impl Runner<'_> {
 
     /// What a test needs may not come about, such as a child that is not scheduled: then it is tried again. Everything else
     /// stands.
-    fn test_or_again(&mut self, test: &Test) -> Outcome<String> {
-        let mut attempt = 1;
-        loop {
-            let why = match self.test(test) {
-                Err(Verdict::Unmet(why)) => why,
-                result => return result,
-            };
-            if attempt == ATTEMPTS || self.stopped.is_some() {
-                return Err(Verdict::Broken(why));
+    fn test_or_again(&mut self, test: &Test) -> TestResult<String> {
+        until_met(|attempt, why| {
+            // Another attempt makes other choices.
+            self.seed = self.options.seed.wrapping_add(attempt.into());
+            if attempt > 0 {
+                if self.stopped.is_some() {
+                    return Err(Verdict::Broken(why.into()));
+                }
+                self.log.again(test.name, attempt + 1, why);
             }
-            attempt += 1;
-            self.log.again(test.name, attempt, &why);
-        }
+            self.test(test)
+        })
     }
 
-    fn test(&mut self, test: &Test) -> Outcome<String> {
+    fn test(&mut self, test: &Test) -> TestResult<String> {
         if self.options.control && test.needs_module {
             return Err(Verdict::Skip("needs the module".into()));
         }
@@ -253,7 +257,7 @@ impl Runner<'_> {
         fs::create_dir_all(&scratch)?;
         let ctx = Ctx {
             name: test.name.into(),
-            seed: self.options.seed,
+            seed: self.seed,
             control: self.options.control,
             module: self.module.clone(),
             shim: self.shim.clone(),
@@ -296,11 +300,11 @@ impl Runner<'_> {
     }
 
     /// No session may survive its processes, and the module must not have found anything wrong.
-    fn expect_quiet(&self, test: &Test, merged: u64) -> Outcome {
+    fn expect_quiet(&self, test: &Test, merged: u64) -> TestResult {
         if !self.module.is_loaded() {
             return Ok(());
         }
-        let over = sys::poll_until(|| -> Outcome<Option<()>> {
+        let over = sys::poll_until(|| -> TestResult<Option<()>> {
             Ok((self.module.stats()?.running == 0).then_some(()))
         })?;
         let stats = self.module.stats()?;
@@ -334,8 +338,21 @@ impl Runner<'_> {
     }
 }
 
+/// Calls `attempt`, with its number from 0 on and what the one before has lacked, until its conditions are met. If they never
+/// are, nothing is shown: broken.
+fn until_met(mut attempt: impl FnMut(u32, &str) -> TestResult<String>) -> TestResult<String> {
+    let mut why = String::new();
+    for n in 0..ATTEMPTS {
+        match attempt(n, &why) {
+            Err(Verdict::Unmet(lacking)) => why = lacking,
+            result => return result,
+        }
+    }
+    Err(Verdict::Broken(why))
+}
+
 /// Runs the test in a worker process, with a watchdog.
-fn work(ctx: &Ctx, test: &Test) -> Outcome<String> {
+fn work(ctx: &Ctx, test: &Test) -> TestResult<String> {
     let (read, write) = sys::pipe()?;
     // SAFETY: the runner is single-threaded; the child ends in worker().
     let pid = sys::cvt(unsafe { libc::fork() })?;
@@ -382,7 +399,7 @@ fn wait_with_watchdog(pid: i32, seconds: i32) -> std::io::Result<bool> {
 }
 
 /// The worker's single line: verdict and text.
-fn parse_result(read: OwnedFd) -> Outcome<String> {
+fn parse_result(read: OwnedFd) -> TestResult<String> {
     // SAFETY: the flag changes nothing but this pipe end. Processes left behind may still hold the other one.
     sys::cvt(unsafe { libc::fcntl(read.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
     let mut buf = [0; 8192];
@@ -506,12 +523,12 @@ impl Log {
         println!("again {name}, attempt {attempt}: {why}");
     }
 
-    /// Notes a verdict; the time of the last test belongs to it.
+    /// Notes a verdict that `seed` replays; the time of the last test belongs to it.
     fn verdict(
         &mut self,
         name: &str,
-        result: &Outcome<String>,
-        options: &Options,
+        result: &TestResult<String>,
+        seed: u64,
     ) -> anyhow::Result<()> {
         let (word, text) = match result {
             Ok(detail) => ("ok", detail.as_str()),
@@ -527,10 +544,7 @@ impl Log {
             Ok(_) => self.ok += 1,
             Err(Verdict::Skip(_)) => self.skipped += 1,
             Err(_) => {
-                println!(
-                    "  rerun: asyncfork-guest test --seed {} ... {name}",
-                    options.seed
-                );
+                println!("  rerun: asyncfork-guest test --seed {seed} ... {name}");
                 self.bad.push(format!("{word} {name}"));
             }
         }
@@ -552,5 +566,98 @@ impl Log {
             println!("  {line}");
         }
         self.bad.is_empty() && self.ok > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::verdict::Verdict::{Broken, Failed, Skip, Unmet};
+
+    fn lacking(what: u32) -> TestResult<String> {
+        Err(Unmet(format!("lacks {what}")))
+    }
+
+    #[test]
+    fn what_is_never_met_is_tried_three_times_and_is_broken() {
+        let mut lacked = Vec::new();
+        let result = until_met(|n, why| {
+            lacked.push(why.to_string());
+            lacking(n)
+        });
+        assert_eq!(result, Err(Broken("lacks 2".into())));
+        assert_eq!(lacked, ["", "lacks 0", "lacks 1"]);
+    }
+
+    #[test]
+    fn what_is_met_at_last_is_what_counts() {
+        for end in [
+            Ok("met".into()),
+            Err(Failed("wrong".into())),
+            Err(Broken("no disk".into())),
+            Err(Skip("no swap".into())),
+        ] {
+            let result = until_met(|n, _| if n < 2 { lacking(n) } else { end.clone() });
+            assert_eq!(result, end);
+        }
+    }
+
+    #[test]
+    fn only_what_is_not_met_is_tried_again() {
+        for end in [
+            Ok("met".into()),
+            Err(Failed("wrong".into())),
+            Err(Broken("no disk".into())),
+            Err(Skip("no swap".into())),
+        ] {
+            let mut attempts = 0;
+            let result = until_met(|_, _| {
+                attempts += 1;
+                end.clone()
+            });
+            assert_eq!((result, attempts), (end, 1));
+        }
+    }
+
+    /// What the runner makes of a worker that says this.
+    fn said(text: &str) -> TestResult<String> {
+        let (read, write) = sys::pipe().unwrap();
+        File::from(write).write_all(text.as_bytes()).unwrap();
+        parse_result(read)
+    }
+
+    #[test]
+    fn a_worker_that_says_nothing_has_failed() {
+        assert_eq!(said("ok\t8 chunks\n"), Ok("8 chunks".into()));
+        assert_eq!(said("unmet\tno child\n"), Err(Unmet("no child".into())));
+        for silence in ["", "\n", "ok", "fine\tall is well\n"] {
+            assert!(matches!(said(silence), Err(Failed(_))), "{silence:?}");
+        }
+    }
+
+    #[test]
+    fn a_run_in_which_nothing_was_shown_is_no_success() {
+        let all_well = |results: &[TestResult<String>]| {
+            let mut log = Log {
+                file: OpenOptions::new().write(true).open("/dev/null").unwrap(),
+                prefix: "",
+                seconds: 0.0,
+                ok: 0,
+                skipped: 0,
+                again: 0,
+                bad: vec![],
+            };
+            for result in results {
+                log.verdict("claim", result, 0).unwrap();
+            }
+            log.summary()
+        };
+        let (ok, skip) = (Ok(String::new()), Err(Skip(String::new())));
+        assert!(!all_well(&[]));
+        assert!(!all_well(std::slice::from_ref(&skip)));
+        assert!(all_well(&[ok.clone(), skip]));
+        for bad in [Failed, Broken, Unmet] {
+            assert!(!all_well(&[ok.clone(), Err(bad(String::new()))]));
+        }
     }
 }

@@ -7,7 +7,7 @@ use crate::ctx::Ctx;
 use crate::hold;
 use crate::module;
 use crate::sys::{self, Exit};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require};
 use asyncfork_uapi::{Arm, Device, Hook, Outcome as Fate, Reason, Report, State};
 use std::io;
@@ -51,13 +51,13 @@ impl<'a> Fork<'a> {
     }
 
     /// The child starts in this cgroup.
-    pub fn into_cgroup(mut self, cgroup: &cgroup::Cgroup) -> Outcome<Self> {
+    pub fn into_cgroup(mut self, cgroup: &cgroup::Cgroup) -> TestResult<Self> {
         self.into = Some(cgroup.open()?);
         Ok(self)
     }
 
     /// Forks. The child runs `body`, which says whether its image is right, and ends.
-    pub fn start(self, body: impl FnOnce() -> Outcome) -> Outcome<Session> {
+    pub fn start(self, body: impl FnOnce() -> TestResult) -> TestResult<Session> {
         let board = Board::new()?;
         let mut session = self.start_on(&board, "child", body)?;
         session.board = Some(board);
@@ -69,8 +69,8 @@ impl<'a> Fork<'a> {
         self,
         board: &Board,
         who: &str,
-        body: impl FnOnce() -> Outcome,
-    ) -> Outcome<Session> {
+        body: impl FnOnce() -> TestResult,
+    ) -> TestResult<Session> {
         let device = if self.armed { Some(self.arm()?) } else { None };
         let pid = self.fork().at("fork")?;
         if pid == 0 {
@@ -89,7 +89,7 @@ impl<'a> Fork<'a> {
     }
 
     /// An armed descriptor.
-    fn arm(&self) -> Outcome<Device> {
+    fn arm(&self) -> TestResult<Device> {
         let device = module::open()?;
         device.arm(&self.arm).map_err(module::device_error)?;
         Ok(device)
@@ -115,16 +115,24 @@ pub struct Session {
 
 impl Session {
     /// The report as it is now; `None` for a stock fork.
-    pub fn report(&self) -> Outcome<Option<Report>> {
+    pub fn report(&self) -> TestResult<Option<Report>> {
         match &self.device {
             Some(device) => Ok(Some(device.report().map_err(module::device_error)?)),
             None => Ok(None),
         }
     }
 
+    /// The report, to demand something of; `None` in a control run only.
+    fn armed_report(&self) -> TestResult<Option<Report>> {
+        match self.report()? {
+            None if !self.control => Err(not_armed()),
+            report => Ok(report),
+        }
+    }
+
     /// Demands that the fork was asynchronous; the child may have its whole image already.
-    pub fn expect_async(&self) -> Outcome {
-        if let Some(report) = self.report()? {
+    pub fn expect_async(&self) -> TestResult {
+        if let Some(report) = self.armed_report()? {
             claim!(
                 report.outcome() == Fate::Async,
                 "outcome {}, reason {}: not asynchronous",
@@ -136,15 +144,15 @@ impl Session {
     }
 
     /// Demands that memory is still parked for a child that is held back: the parent is about to meet it.
-    pub fn expect_running(&self) -> Outcome {
+    pub fn expect_running(&self) -> TestResult {
         self.expect_async()?;
         self.expect_child_held()?;
         self.expect_state(State::Running, "nothing is parked any more")
     }
 
     /// Demands that the session is in this state; `else_what` says what another one means.
-    pub fn expect_state(&self, state: State, else_what: &str) -> Outcome {
-        if let Some(report) = self.report()? {
+    pub fn expect_state(&self, state: State, else_what: &str) -> TestResult {
+        if let Some(report) = self.armed_report()? {
             claim!(
                 report.state() == state,
                 "{else_what}: session {}",
@@ -155,12 +163,12 @@ impl Session {
     }
 
     /// Demands that the child itself has copied nothing yet.
-    pub fn expect_child_held(&self) -> Outcome {
-        if let Some(report) = self.report()? {
+    pub fn expect_child_held(&self) -> TestResult {
+        if let Some(report) = self.armed_report()? {
             require!(
-                report.by_child == 0,
+                report.chunks.by_child == 0,
                 "the child was to be held back, but has pulled {} chunks already",
-                report.by_child
+                report.chunks.by_child
             );
         }
         Ok(())
@@ -170,7 +178,7 @@ impl Session {
     pub fn leave(self) {}
 
     /// Waits for the child's verdict, which must be good, and for the end of the session.
-    pub fn finish(mut self) -> Outcome<Ended> {
+    pub fn finish(mut self) -> TestResult<Ended> {
         if let Some(board) = self.board.take() {
             board.collect(&["child"]).map_err(|v| self.blame(v))?;
         }
@@ -180,7 +188,7 @@ impl Session {
     }
 
     /// Waits for a child that is to be killed by `SIGKILL`; a verdict from before is fine if it is good.
-    pub fn finish_killed(mut self) -> Outcome<Ended> {
+    pub fn finish_killed(mut self) -> TestResult<Ended> {
         if let Some(board) = self.board.take() {
             match board.collect(&["child"]) {
                 Ok(()) => {}
@@ -204,11 +212,11 @@ impl Session {
     }
 
     /// Waits for the end of the session; the child is reaped already.
-    fn ended(&self) -> Outcome<Ended> {
+    fn ended(&self) -> TestResult<Ended> {
         let report = match &self.device {
             None => None,
             Some(_) => {
-                let report = sys::poll_until(|| -> Outcome<Option<Report>> {
+                let report = sys::poll_until(|| -> TestResult<Option<Report>> {
                     Ok(self.report()?.filter(|r| r.state() != State::Running))
                 })?;
                 let Some(report) = report else {
@@ -265,19 +273,19 @@ impl Ended {
         self.report.as_ref()
     }
 
-    fn check(&self, what: impl FnOnce(&Report) -> Result<(), String>) -> Outcome<&Self> {
+    fn check(&self, what: impl FnOnce(&Report) -> Result<(), String>) -> TestResult<&Self> {
         match &self.report {
             Some(r) => {
                 what(r).map_err(|e| Verdict::Failed(format!("{e}; session {}", summary(r))))?
             }
             None if self.control => {}
-            None => return Err(Verdict::Broken("no report: this fork was not armed".into())),
+            None => return Err(not_armed()),
         }
         Ok(self)
     }
 
     /// The fork was asynchronous, at least `chunks` were parked, and every one of them is accounted for.
-    pub fn parked(&self, chunks: u64) -> Outcome<&Self> {
+    pub fn parked(&self, chunks: u64) -> TestResult<&Self> {
         self.check(|r| {
             if r.outcome() != Fate::Async {
                 return Err(format!(
@@ -286,10 +294,10 @@ impl Ended {
                     r.reason()
                 ));
             }
-            if r.parked < chunks {
+            if r.chunks.parked < chunks {
                 return Err(format!(
                     "{} chunks parked, want at least {chunks}",
-                    r.parked
+                    r.chunks.parked
                 ));
             }
             balanced(r)
@@ -297,19 +305,19 @@ impl Ended {
     }
 
     /// The child got its whole image.
-    pub fn done(&self) -> Outcome<&Self> {
-        self.check(|r| match (r.state(), r.reattached) {
+    pub fn done(&self) -> TestResult<&Self> {
+        self.check(|r| match (r.state(), r.chunks.reattached) {
             (State::Done, 0) => Ok(()),
             _ => Err(format!(
                 "state {}, {} chunks given back uncopied",
                 r.state(),
-                r.reattached
+                r.chunks.reattached
             )),
         })
     }
 
     /// The session was aborted.
-    pub fn aborted(&self) -> Outcome<&Self> {
+    pub fn aborted(&self) -> TestResult<&Self> {
         self.check(|r| match r.state() {
             State::Aborted => Ok(()),
             other => Err(format!("state {other}, want aborted")),
@@ -317,7 +325,7 @@ impl Ended {
     }
 
     /// `hook` asked for at least `n` pulls.
-    pub fn pulled(&self, hook: Hook, n: u64) -> Outcome<&Self> {
+    pub fn pulled(&self, hook: Hook, n: u64) -> TestResult<&Self> {
         self.check(|r| match r.pulls_by(hook) {
             got if got >= n => Ok(()),
             got => Err(format!("{got} pulls by {hook}, want at least {n}")),
@@ -325,12 +333,12 @@ impl Ended {
     }
 
     /// The usual end: parked at least `chunks`, complete.
-    pub fn whole(&self, chunks: u64) -> Outcome<&Self> {
+    pub fn whole(&self, chunks: u64) -> TestResult<&Self> {
         self.parked(chunks)?.done()
     }
 
     /// The fork was stock, for `reason`.
-    pub fn stock(&self, reason: Reason) -> Outcome<&Self> {
+    pub fn stock(&self, reason: Reason) -> TestResult<&Self> {
         self.check(|r| {
             if r.outcome() == Fate::Stock && r.reason() == reason {
                 Ok(())
@@ -345,7 +353,7 @@ impl Ended {
     }
 
     /// A claim about the report; holds where nothing was armed.
-    pub fn holds(&self, what: &str, claim: impl FnOnce(&Report) -> bool) -> Outcome<&Self> {
+    pub fn holds(&self, what: &str, claim: impl FnOnce(&Report) -> bool) -> TestResult<&Self> {
         self.check(|r| {
             if claim(r) {
                 Ok(())
@@ -363,14 +371,19 @@ impl Ended {
     }
 }
 
+/// A demand on a fork that the module has nothing to do with.
+fn not_armed() -> Verdict {
+    Verdict::Broken("no report: this fork was not armed".into())
+}
+
 /// Every parked chunk was pulled by somebody or given back, and the two ways to count pulls agree.
 pub fn balanced(r: &Report) -> Result<(), String> {
-    let pulled = r.by_child + r.by_parent + r.by_helper + r.by_other;
+    let pulled = r.chunks.by_child + r.chunks.by_parent + r.chunks.by_helper + r.chunks.by_other;
     let asked: u64 = r.pulls.iter().sum();
-    if r.parked != pulled + r.reattached {
+    if r.chunks.parked != pulled + r.chunks.reattached {
         return Err(format!(
             "{} parked, but {pulled} pulled and {} given back",
-            r.parked, r.reattached
+            r.chunks.parked, r.chunks.reattached
         ));
     }
     if asked != pulled {
@@ -389,17 +402,104 @@ pub fn summary(r: &Report) -> String {
         .map(|h| format!("{h} {}", r.pulls_by(*h)))
         .collect();
     format!(
-        "{} {}: parked {}, eager {}, odd {}, given back {}; pulled by child {}, parent {}, helper {}, other {} ({})",
+        "{} {}: parked {}, eager {}, mixed {}, given back {}; pulled by child {}, parent {}, helper {}, other {} ({})",
         r.id,
         r.state(),
-        r.parked,
-        r.eager,
-        r.odd,
-        r.reattached,
-        r.by_child,
-        r.by_parent,
-        r.by_helper,
-        r.by_other,
+        r.chunks.parked,
+        r.chunks.eager,
+        r.chunks.mixed,
+        r.chunks.reattached,
+        r.chunks.by_child,
+        r.chunks.by_parent,
+        r.chunks.by_helper,
+        r.chunks.by_other,
         pulls.join(", "),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ended(report: Option<Report>, control: bool) -> Ended {
+        Ended {
+            report,
+            control,
+            killed: false,
+        }
+    }
+
+    /// An asynchronous fork whose chunks these hooks have pulled, for the child.
+    fn report(pulls: &[(Hook, u64)]) -> Report {
+        let mut report = Report {
+            outcome: Fate::Async.raw(),
+            state: State::Done.raw(),
+            ..Report::default()
+        };
+        for &(hook, n) in pulls {
+            report.pulls[hook.raw() as usize] = n;
+            report.chunks.parked += n;
+            report.chunks.by_child += n;
+        }
+        report
+    }
+
+    #[test]
+    fn a_stock_fork_meets_no_demand_on_an_asynchronous_one() {
+        let stock = Report {
+            outcome: Fate::Stock.raw(),
+            reason: Reason::Nothing.raw(),
+            ..Report::default()
+        };
+        let ended = ended(Some(stock), false);
+        assert!(ended.whole(0).is_err());
+        assert!(ended.aborted().is_err());
+        assert!(ended.pulled(Hook::Fault, 1).is_err());
+        assert!(ended.stock(Reason::Nothing).is_ok());
+        assert!(ended.stock(Reason::Pinned).is_err());
+    }
+
+    #[test]
+    fn without_a_report_nothing_is_shown_but_in_a_control_run() {
+        for demand in [
+            |e: &Ended| e.whole(1).map(drop),
+            |e: &Ended| e.aborted().map(drop),
+            |e: &Ended| e.pulled(Hook::Fault, 1).map(drop),
+            |e: &Ended| e.stock(Reason::Nothing).map(drop),
+            |e: &Ended| e.holds("", |_| true).map(drop),
+        ] {
+            assert!(matches!(
+                demand(&ended(None, false)),
+                Err(Verdict::Broken(_))
+            ));
+            assert_eq!(demand(&ended(None, true)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn every_chunk_has_to_be_accounted_for() {
+        let whole = report(&[(Hook::Child, 3), (Hook::Fault, 1)]);
+        assert!(ended(Some(whole), false).whole(4).is_ok());
+        assert!(ended(Some(whole), false).whole(5).is_err(), "too few");
+        assert!(ended(Some(whole), false).pulled(Hook::Fault, 1).is_ok());
+        assert!(ended(Some(whole), false).pulled(Hook::Fault, 2).is_err());
+        let spoilt: [fn(&mut Report); 5] = [
+            |r| r.chunks.parked += 1,
+            |r| r.chunks.by_other += 1,
+            |r| r.pulls[0] += 1,
+            |r| r.chunks.reattached += 1,
+            |r| r.state = State::Running.raw(),
+        ];
+        for (n, spoil) in spoilt.iter().enumerate() {
+            let mut report = whole;
+            spoil(&mut report);
+            assert!(ended(Some(report), false).whole(4).is_err(), "{n}");
+        }
+        // Given back, and counted as that: not whole all the same.
+        let mut back = whole;
+        back.chunks.parked += 1;
+        back.chunks.reattached += 1;
+        assert!(ended(Some(back), false).parked(4).is_ok());
+        assert!(ended(Some(back), false).whole(4).is_err());
+    }
 }

@@ -4,7 +4,7 @@
 use crate::mem::PAGE;
 use crate::module::modprobe;
 use crate::sys::{self, cvt};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 
@@ -17,7 +17,7 @@ impl Swap {
     const MIB: usize = 128;
 
     /// Makes a disk and swaps to it.
-    pub fn new() -> Outcome<Self> {
+    pub fn new() -> TestResult<Self> {
         modprobe("zram", &["num_devices=1"])?;
         let disk: usize = fs::read_to_string("/sys/class/zram-control/hot_add")?
             .trim()
@@ -39,7 +39,7 @@ impl Swap {
     }
 
     /// What mkswap writes: version, last page, signature at the end of the first page.
-    fn format(&self) -> Outcome {
+    fn format(&self) -> TestResult {
         let mut header = vec![0; PAGE];
         let last = (Self::MIB << 20) / PAGE - 1;
         header[1024..1028].copy_from_slice(&1u32.to_ne_bytes());

@@ -19,7 +19,7 @@ pub enum Verdict {
 }
 
 /// Result of a test or of a step of it.
-pub type Outcome<T = ()> = Result<T, Verdict>;
+pub type TestResult<T = ()> = Result<T, Verdict>;
 
 impl Verdict {
     /// The word used in results.
@@ -84,11 +84,11 @@ impl From<anyhow::Error> for Verdict {
 /// Says where an error happened.
 pub trait Context<T> {
     /// Prefixes the reason with `place`.
-    fn at(self, place: impl fmt::Display) -> Outcome<T>;
+    fn at(self, place: impl fmt::Display) -> TestResult<T>;
 }
 
 impl<T, E: Into<Verdict>> Context<T> for Result<T, E> {
-    fn at(self, place: impl fmt::Display) -> Outcome<T> {
+    fn at(self, place: impl fmt::Display) -> TestResult<T> {
         self.map_err(|e| e.into().at(place))
     }
 }
@@ -127,7 +127,7 @@ macro_rules! skip_unless {
 mod tests {
     use super::*;
 
-    fn required(met: bool) -> Outcome {
+    fn required(met: bool) -> TestResult {
         require!(met, "no child");
         Ok(())
     }

@@ -41,7 +41,7 @@ impl Thread<'_> {
         Ok(())
     }
 
-    /// `flag`: the VMA's lock, else mmap_lock.
+    /// `flag`: the VMA's lock, otherwise mmap_lock.
     pub fn hook_lock(&mut self) -> Rule {
         *self.hook_readers() += 1;
         self.go(Pc::HookActive);

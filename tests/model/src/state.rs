@@ -133,7 +133,7 @@ pub struct State {
     pub tlb: [bool; CHUNKS as usize],
     /// GUP-fast, interrupts off, has read the slot of this chunk.
     pub gup: Option<u8>,
-    /// `mmap_lock` of the parent: -1 written, else the number of readers.
+    /// `mmap_lock` of the parent: -1 written, otherwise the number of readers.
     pub mmap_lock: i8,
     /// The lock of each VMA, likewise.
     pub vma_lock: [i8; CHUNKS as usize],

@@ -85,12 +85,18 @@ fn a_program_that_is_started_by_a_child_has_it_too() {
 
 #[test]
 fn forks_are_added_in_the_program_and_its_children() {
-    let wanted = |n| format!("threads: {n}\nthreads of the child: {n}\nchild found: yes\n");
-    let said = output("children", &[], &[("ASYNCFORK_SPREAD_FORK_MS", "5")], true);
-    assert_eq!(said, wanted(2));
+    let wanted = |forks, n| {
+        format!(
+            "added forks: {forks}\nthreads: {n}\nadded forks: {forks}\n\
+             threads of the child: {n}\nchild found: yes\n"
+        )
+    };
+    let forks = [("ASYNCFORK_SPREAD_FORK_MS", "5")];
+    let said = output("children", &["wait"], &forks, true);
+    assert_eq!(said, wanted("yes", 2));
     for bad in ["", "0", "x", "-1"] {
         let said = output("children", &[], &[("ASYNCFORK_SPREAD_FORK_MS", bad)], true);
-        assert_eq!(said, wanted(1), "{bad:?}");
+        assert_eq!(said, wanted("no", 1), "{bad:?}");
     }
 }
 

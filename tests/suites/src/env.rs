@@ -25,7 +25,7 @@ pub struct Env {
     /// uname -r
     pub release: String,
     /// A tmpfs. Programs run from here: 9p without a cache, which most of the guest's root is, pins the memory that a file is read into, and
-    /// a process that had memory pinned forks as ever.
+    /// a process that had memory pinned uses stock forks.
     pub scratch: PathBuf,
     /// Directory on the host; what is written there survives the guest.
     pub results: PathBuf,

@@ -19,7 +19,7 @@ use crate::vm::{End, Limits, Streams, VmOptions};
 /// What the user asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum AccelChoice {
-    /// KVM if a probe boot succeeds, else emulation
+    /// KVM if a probe boot succeeds, otherwise emulation
     Auto,
     /// KVM, unprobed
     Kvm,

@@ -212,7 +212,7 @@ pub fn is_stamped(line: &str) -> bool {
 }
 
 /// `dmesg`'s output, then what only the console has: all of it when the guest
-/// died, else what was said after `dmesg` ran. Only a line with a time stamp can be
+/// died, otherwise what was said after `dmesg` ran. Only a line with a time stamp can be
 /// told from another one that reads the same.
 pub fn merge(dmesg: &str, console: &str) -> String {
     let known: HashSet<&str> = dmesg.lines().map(str::trim_end).collect();

@@ -59,7 +59,7 @@ pub struct GateOptions {
     /// Guest memory
     #[arg(long, value_name = "SIZE", default_value = "8G")]
     pub memory: String,
-    /// VMs side by side [default: 2 if memory and CPUs suffice, else 1]
+    /// VMs side by side [default: 2 if memory and CPUs suffice, otherwise 1]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u8).range(1..=16))]
     pub jobs: Option<u8>,
 }

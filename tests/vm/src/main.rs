@@ -46,7 +46,7 @@ enum Cmd {
 /// Run a command on a stock Debian kernel in a VM
 ///
 /// The command runs as root in the repository root. The guest sees the checkout,
-/// target/ included, but else has a Debian of its own (scripts/root). What it
+/// target/ included, but has a Debian of its own otherwise (scripts/root). What it
 /// writes is lost, except in --share directories.
 #[derive(Args)]
 #[command(override_usage = "scripts/vm [OPTIONS] -- COMMAND...")]

@@ -243,7 +243,12 @@ mod tests {
     use super::*;
 
     fn census(stray_mms: i64, page_tables: i64, mlocked: i64) -> Census {
-        let fields = [(STRAY_TABLES, page_tables), ("Mlocked", mlocked)];
+        let fields = [
+            (STRAY_TABLES, page_tables),
+            (STRAY_ANON, 500),
+            ("Mlocked", mlocked),
+            (SWAP_USED, 0),
+        ];
         Census {
             stray_mms,
             kib: fields.map(|(n, v)| (n.to_string(), v)).into(),
@@ -254,15 +259,27 @@ mod tests {
     #[test]
     fn growth_is_what_exceeds_the_tolerance() {
         let before = census(2, 1000, 0);
-        assert_eq!(before.growth(&census(2, 1064, 0)).unwrap(), [""; 0]);
+        let tables = match kernel_tables_count().unwrap() {
+            true => KERNEL_TABLES,
+            false => NOISE,
+        };
+        let most = census(2 + cpus(), 1000 + tables, 0);
+        assert_eq!(before.growth(&most).unwrap(), [""; 0]);
         assert_eq!(before.growth(&census(1, 10, 0)).unwrap(), [""; 0]);
-        let found = before
-            .growth(&census(2 + cpus() + 1, 1000 + KERNEL_TABLES + 1, 4))
-            .unwrap();
-        assert_eq!(found.len(), 3, "{found:?}");
-        assert!(
-            found[1].starts_with("Mlocked grew from 0 to 4"),
-            "{found:?}"
-        );
+        let mut more = census(2 + cpus() + 1, 1000 + tables + 1, 4);
+        more.kib.insert(STRAY_ANON.into(), 500 + NOISE + 1);
+        more.kib.insert(SWAP_USED.into(), 4);
+        let found = before.growth(&more).unwrap();
+        let starts = [
+            "StrayTables grew from 1000 to",
+            "StrayAnon grew from 500 to",
+            "Mlocked grew from 0 to 4",
+            "SwapUsed grew from 0 to 4",
+            "mm_structs without a process",
+        ];
+        assert_eq!(found.len(), starts.len(), "{found:?}");
+        for (found, start) in found.iter().zip(starts) {
+            assert!(found.starts_with(start), "{found}");
+        }
     }
 }

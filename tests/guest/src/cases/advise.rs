@@ -10,7 +10,7 @@ use crate::mem::{Arena, Want, CHUNK_PAGES};
 use crate::procfs;
 use crate::rng::Rng;
 use crate::sys;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, skip_unless};
 use asyncfork_uapi::Hook;
 use std::ops::Range;
@@ -61,15 +61,22 @@ pub const TESTS: &[Test] = &[
     ),
     Test::racing(
         "madv_dontneed_beside_a_copying_child_disturbs_nobody",
+        Hook::Zap,
         dontneed,
     ),
     Test::racing(
         "madv_dontneed_of_parts_beside_a_copying_child_disturbs_nobody",
+        Hook::Zap,
         dontneed_parts,
     ),
-    Test::racing("madv_free_beside_a_copying_child_disturbs_nobody", free),
+    Test::racing(
+        "madv_free_beside_a_copying_child_disturbs_nobody",
+        Hook::Walk,
+        free,
+    ),
     Test::racing(
         "madv_cold_and_pageout_beside_a_copying_child_disturb_nobody",
+        Hook::Walk,
         cold_and_pageout,
     ),
     Test::partial(
@@ -90,6 +97,7 @@ pub const TESTS: &[Test] = &[
     .quick(),
     Test::racing(
         "guard_pages_beside_a_copying_child_disturb_nobody",
+        Hook::Walk,
         guard_and_back,
     ),
     Test::new(
@@ -105,7 +113,7 @@ pub const TESTS: &[Test] = &[
 const MADV_GUARD_INSTALL: i32 = 102;
 const MADV_GUARD_REMOVE: i32 = 103;
 
-fn dontneed(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn dontneed(arena: &mut Arena, _: &mut Rng) -> TestResult {
     for piece in arena.pieces() {
         arena.part(piece.clone()).advise(libc::MADV_DONTNEED)?;
         arena.expect(piece, Want::Zero);
@@ -114,7 +122,7 @@ fn dontneed(arena: &mut Arena, _: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn dontneed_parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn dontneed_parts(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     for gen in 1..12 {
         let range = arena.some_range(rng, CHUNK_PAGES);
         arena.part(range.clone()).advise(libc::MADV_DONTNEED)?;
@@ -124,7 +132,7 @@ fn dontneed_parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn dontneed_locked(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn dontneed_locked(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     const MADV_DONTNEED_LOCKED: i32 = 24;
     let range = arena.some_range(rng, 3 * CHUNK_PAGES);
     arena.part(range.clone()).advise(MADV_DONTNEED_LOCKED)?;
@@ -132,7 +140,7 @@ fn dontneed_locked(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn free(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn free(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     for piece in arena.pieces() {
         arena.part(piece.clone()).advise(libc::MADV_FREE)?;
         for page in piece {
@@ -148,39 +156,39 @@ fn free(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn advise_all(arena: &Arena, advice: i32) -> Outcome {
+fn advise_all(arena: &Arena, advice: i32) -> TestResult {
     for span in arena.piece_spans() {
         span.advise(advice)?;
     }
     Ok(())
 }
 
-fn cold(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn cold(arena: &mut Arena, _: &mut Rng) -> TestResult {
     advise_all(arena, libc::MADV_COLD)
 }
 
-fn pageout(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn pageout(arena: &mut Arena, _: &mut Rng) -> TestResult {
     advise_all(arena, libc::MADV_PAGEOUT)
 }
 
-fn cold_and_pageout(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn cold_and_pageout(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     cold(arena, rng)?;
     pageout(arena, rng)
 }
 
-fn willneed(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn willneed(arena: &mut Arena, _: &mut Rng) -> TestResult {
     advise_all(arena, libc::MADV_WILLNEED)
 }
 
-fn populate_write(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn populate_write(arena: &mut Arena, _: &mut Rng) -> TestResult {
     advise_all(arena, libc::MADV_POPULATE_WRITE)
 }
 
-fn populate_read(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn populate_read(arena: &mut Arena, _: &mut Rng) -> TestResult {
     advise_all(arena, libc::MADV_POPULATE_READ)
 }
 
-fn install_guard(arena: &mut Arena, range: Range<usize>) -> Outcome {
+fn install_guard(arena: &mut Arena, range: Range<usize>) -> TestResult {
     match arena.part(range.clone()).advise(MADV_GUARD_INSTALL) {
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => Err(Verdict::Skip(
             "no guard pages in this kernel (Linux 6.13)".into(),
@@ -191,7 +199,7 @@ fn install_guard(arena: &mut Arena, range: Range<usize>) -> Outcome {
     Ok(())
 }
 
-fn remove_guard(arena: &mut Arena, range: Range<usize>) -> Outcome {
+fn remove_guard(arena: &mut Arena, range: Range<usize>) -> TestResult {
     arena
         .part(range.clone())
         .advise(MADV_GUARD_REMOVE)
@@ -201,7 +209,7 @@ fn remove_guard(arena: &mut Arena, range: Range<usize>) -> Outcome {
 }
 
 /// A whole chunk, a few pages, and a range across chunks.
-fn guard(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn guard(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     install_guard(arena, arena.chunk(1))?;
     for len in [3, 40, CHUNK_PAGES] {
         let range = arena.some_range(rng, len);
@@ -210,7 +218,7 @@ fn guard(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn guard_and_back(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn guard_and_back(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     for _ in 0..8 {
         let range = arena.some_range(rng, CHUNK_PAGES);
         install_guard(arena, range.clone())?;
@@ -220,7 +228,7 @@ fn guard_and_back(arena: &mut Arena, rng: &mut Rng) -> Outcome {
 }
 
 /// The guards are older than the fork: the child has them, too, and keeps them.
-fn guard_removed(ctx: &Ctx) -> Outcome<String> {
+fn guard_removed(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     let ranges = [
@@ -242,12 +250,14 @@ fn guard_removed(ctx: &Ctx) -> Outcome<String> {
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Walk, 4)?
-        .holds("chunks with guards were copied as odd ones", |r| r.odd >= 4)?;
+        .holds("chunks with guards were copied as mixed ones", |r| {
+            r.chunks.mixed >= 4
+        })?;
     Ok(ended.detail())
 }
 
 /// KiB of page tables that emptying the arena frees.
-fn dontneed_frees(arena: &mut Arena, rng: &mut Rng) -> Outcome<usize> {
+fn dontneed_frees(arena: &mut Arena, rng: &mut Rng) -> TestResult<usize> {
     let before = procfs::status(0, "VmPTE")?;
     dontneed(arena, rng)?;
     // verify() has read every page: the tables it made are not new ones if the old ones stayed.
@@ -255,7 +265,7 @@ fn dontneed_frees(arena: &mut Arena, rng: &mut Rng) -> Outcome<usize> {
     Ok(before.saturating_sub(procfs::status(0, "VmPTE")?))
 }
 
-fn tables_freed(ctx: &Ctx) -> Outcome<String> {
+fn tables_freed(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut other = Arena::new(&mut rng, 16)?;
     let want = dontneed_frees(&mut other, &mut rng)?;
@@ -281,7 +291,7 @@ fn tables_freed(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("{got} KiB freed; {}", ended.detail()))
 }
 
-fn process_madvise(ctx: &Ctx) -> Outcome<String> {
+fn process_madvise(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let plug = Plug::new()?;
     let mut arena = Arena::planned(&mut rng, crate::mem::Shape::Whole(16))?;
@@ -330,6 +340,8 @@ fn process_madvise(ctx: &Ctx) -> Outcome<String> {
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Walk, arena.chunks())?
-        .holds("somebody else pulled", |r| r.by_other >= arena.chunks())?;
+        .holds("somebody else pulled", |r| {
+            r.chunks.by_other >= arena.chunks()
+        })?;
     Ok(ended.detail())
 }

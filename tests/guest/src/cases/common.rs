@@ -2,26 +2,29 @@
 //! What many tests share.
 
 use crate::ctx::Ctx;
-use crate::hold::Hold;
+use crate::hold::{Hold, Plug};
 use crate::mem::{Arena, Shape, CHUNK};
 use crate::require;
 use crate::rng::Rng;
 use crate::session::Ended;
-use crate::verdict::Outcome;
+use crate::verdict::TestResult;
 use asyncfork_uapi::{Hook, Reason};
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::OwnedFd;
 
 /// Something the parent does to an arena; it keeps the arena's model true.
-pub type Op = fn(&mut Arena, &mut Rng) -> Outcome;
+pub type Op = fn(&mut Arena, &mut Rng) -> TestResult;
+
+/// Milliseconds that a task lingers (fault injection), if the test does not end it: less than it takes to be called stuck.
+pub const LINGER_MS: u32 = 15_000;
 
 /// Rounds of a racing test, if the race happens in one of them.
 const ROUNDS: u32 = 6;
 
 /// Parks an arena of `shape`, does `op` while the child cannot run, and checks both sides. `hook` must have pulled every
 /// chunk of the arena (`all`) or at least one.
-pub fn held(ctx: &Ctx, op: Op, hook: Hook, all: bool, shape: Shape) -> Outcome<String> {
+pub fn held(ctx: &Ctx, op: Op, hook: Hook, all: bool, shape: Shape) -> TestResult<String> {
     let mut rng = ctx.rng();
     allow_shape(ctx, shape)?;
     let mut arena = Arena::shaped(&mut rng, shape)?;
@@ -38,8 +41,8 @@ pub fn held(ctx: &Ctx, op: Op, hook: Hook, all: bool, shape: Shape) -> Outcome<S
 pub fn while_held(
     ctx: &Ctx,
     arena: &mut Arena,
-    op: impl FnOnce(&mut Arena) -> Outcome,
-) -> Outcome<Ended> {
+    op: impl FnOnce(&mut Arena) -> TestResult,
+) -> TestResult<Ended> {
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
     session.expect_running()?;
@@ -52,8 +55,28 @@ pub fn while_held(
     Ok(ended)
 }
 
+/// Like [`while_held`], but `op` may sleep.
+pub fn while_plugged(
+    ctx: &Ctx,
+    plug: &Plug,
+    arena: &mut Arena,
+    op: impl FnOnce(&mut Arena) -> TestResult,
+) -> TestResult<Ended> {
+    let hold = plug.hold()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    hold.step_aside()?;
+    op(arena)?;
+    session.expect_child_held()?;
+    drop(hold);
+
+    let ended = session.finish()?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    Ok(ended)
+}
+
 /// Forks armed and demands a stock fork, for `reason`, with the right image.
-pub fn expect_stock(ctx: &Ctx, arena: &mut Arena, reason: Reason) -> Outcome {
+pub fn expect_stock(ctx: &Ctx, arena: &mut Arena, reason: Reason) -> TestResult {
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
     arena.fill(1);
@@ -64,19 +87,21 @@ pub fn expect_stock(ctx: &Ctx, arena: &mut Arena, reason: Reason) -> Outcome {
     Ok(())
 }
 
-/// Forks and does `op` while the child copies at the same time, on a fresh arena each round.
-pub fn racing(ctx: &Ctx, op: Op) -> Outcome<String> {
-    prepared_racing(ctx, |_| Ok(()), |arena, rng, ()| op(arena, rng))
+/// Forks and does `op` while the child copies at the same time, on a fresh arena each round. In one of them `hook` must have
+/// found a chunk that the child had not come to.
+pub fn racing(ctx: &Ctx, hook: Hook, op: Op) -> TestResult<String> {
+    prepared_racing(ctx, hook, |_| Ok(()), |arena, rng, ()| op(arena, rng))
 }
 
 /// Like [`racing`]; what takes too long for a race is done before the fork.
 pub fn prepared_racing<T>(
     ctx: &Ctx,
-    prepare: impl Fn(&Arena) -> Outcome<T>,
-    op: impl Fn(&mut Arena, &mut Rng, T) -> Outcome,
-) -> Outcome<String> {
+    hook: Hook,
+    prepare: impl Fn(&Arena) -> TestResult<T>,
+    op: impl Fn(&mut Arena, &mut Rng, T) -> TestResult,
+) -> TestResult<String> {
     let mut rng = ctx.rng();
-    let (rounds, by_parent) = rounds(ctx, ROUNDS, |_| {
+    let (rounds, met) = rounds(ctx, ROUNDS, |_| {
         let mut arena = Arena::new(&mut rng, 8)?;
         let chunks = arena.chunks();
         let prepared = prepare(&arena)?;
@@ -87,10 +112,10 @@ pub fn prepared_racing<T>(
         arena.verify().map_err(|v| v.at("parent"))?;
         ended.whole(chunks)?;
         arena.span().unmap()?;
-        Ok(ended.report().map_or(0, |r| r.by_parent))
+        Ok(ended.report().map_or(0, |r| r.pulls_by(hook)))
     })?;
     Ok(format!(
-        "{rounds} rounds, {by_parent} chunks pulled by the parent"
+        "{rounds} rounds, {met} chunks pulled by {hook} in the parent"
     ))
 }
 
@@ -101,8 +126,8 @@ pub fn prepared_racing<T>(
 pub fn rounds(
     ctx: &Ctx,
     count: u32,
-    mut round: impl FnMut(u32) -> Outcome<u64>,
-) -> Outcome<(u32, u64)> {
+    mut round: impl FnMut(u32) -> TestResult<u64>,
+) -> TestResult<(u32, u64)> {
     let (mut done, mut met) = (0, 0);
     while done < count || (met == 0 && !ctx.control && done < 5 * count) {
         met += round(done).map_err(|v| v.at(format!("round {done}")))?;
@@ -116,7 +141,7 @@ pub fn rounds(
 }
 
 /// Lets the module park what `shape` needs.
-pub fn allow_shape(ctx: &Ctx, shape: Shape) -> Outcome {
+pub fn allow_shape(ctx: &Ctx, shape: Shape) -> TestResult {
     if matches!(shape, Shape::Partial(_)) && !ctx.control {
         ctx.module.set("park_partial", 1)?;
     }

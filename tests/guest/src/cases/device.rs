@@ -1,26 +1,30 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! /dev/asyncfork: its calls, its errors, who is armed and who is not.
 
-use super::common::Gate;
+use super::common::{while_plugged, Gate};
 use super::Test;
 use crate::board::Board;
 use crate::crew;
 use crate::ctx::Ctx;
 use crate::hold::{Hold, Plug};
-use crate::mem::Arena;
+use crate::mem::{Arena, Shape};
 use crate::module::{self, device_error};
 use crate::session;
 use crate::sys::{self, cvt, is_errno, Exit};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require};
-use asyncfork_uapi::{self as abi, Arm, Device, Outcome as Fate, Reason, Report, State};
+use asyncfork_uapi::{self as abi, Arm, Device, Histogram, Outcome as Fate, Reason, Report, State};
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 const PATH: &str = "/dev/asyncfork";
+
+/// Forks that the module remembers: AF_RECENT.
+const RING: usize = 32;
 
 pub const TESTS: &[Test] = &[
     Test::new("device_says_which_abi_it_speaks", version)
@@ -35,6 +39,13 @@ pub const TESTS: &[Test] = &[
         .module()
         .quick(),
     Test::new("bad_arguments_give_einval_and_efault", bad_arguments).module(),
+    Test::new(
+        "what_a_longer_struct_has_beyond_the_modules_is_zero_or_refused",
+        longer_structs,
+    )
+    .module()
+    .quick(),
+    Test::new("structs_without_their_size_are_refused", wrong_sizes).module(),
     Test::new(
         "second_arm_of_a_descriptor_gives_ebusy_and_the_first_one_counts",
         double_arm,
@@ -65,10 +76,20 @@ pub const TESTS: &[Test] = &[
     )
     .module()
     .quick(),
-    Test::new("processes_below_min_rss_fork_as_ever", min_rss).module(),
-    Test::new("process_without_a_parkable_chunk_forks_as_ever", nothing).module(),
+    Test::new("processes_below_min_rss_use_a_stock_fork", min_rss).module(),
+    Test::new(
+        "process_without_a_parkable_chunk_uses_a_stock_fork",
+        nothing,
+    )
+    .module(),
     Test::new("sessions_beyond_the_limit_are_stock", limit).module(),
     Test::new("recent_lists_ended_sessions_newest_first", recent).module(),
+    Test::new(
+        "recent_lists_stock_forks_with_reason_and_cgroup",
+        recent_stock,
+    )
+    .module()
+    .quick(),
     Test::new("statistics_are_the_sum_of_the_reports", totals)
         .module()
         .quick(),
@@ -82,27 +103,27 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Opens the device.
-pub fn open() -> Outcome<Device> {
+pub fn open() -> TestResult<Device> {
     module::open()
 }
 
 /// Arms, without conditions.
-pub fn arm(device: &Device) -> Outcome {
+pub fn arm(device: &Device) -> TestResult {
     Ok(device.arm(&Arm::default()).map_err(device_error)?)
 }
 
 /// The descriptor's report.
-pub fn report(device: &Device) -> Outcome<Report> {
+pub fn report(device: &Device) -> TestResult<Report> {
     Ok(device.report().map_err(device_error)?)
 }
 
 /// A stock fork() call of this thread, whatever is armed. The child verifies the arena.
-pub fn plain_fork(arena: &Arena) -> Outcome {
+pub fn plain_fork(arena: &Arena) -> TestResult {
     forked(arena).map(drop)
 }
 
 /// Like [`plain_fork`]; gives the number that the child had.
-pub fn forked(arena: &Arena) -> Outcome<i32> {
+pub fn forked(arena: &Arena) -> TestResult<i32> {
     let board = Board::new()?;
     // SAFETY: the child runs board.run() only and never returns.
     let pid = cvt(unsafe { libc::fork() })?;
@@ -115,7 +136,7 @@ pub fn forked(arena: &Arena) -> Outcome<i32> {
     Ok(pid)
 }
 
-fn version(_: &Ctx) -> Outcome<String> {
+fn version(_: &Ctx) -> TestResult<String> {
     let v = open()?.version().map_err(device_error)?;
     claim!(
         v.abi == abi::ABI_VERSION,
@@ -131,7 +152,7 @@ fn version(_: &Ctx) -> Outcome<String> {
     Ok(format!("ABI {}, up to {} helpers", v.abi, v.max_helpers))
 }
 
-fn file_mode(ctx: &Ctx) -> Outcome<String> {
+fn file_mode(ctx: &Ctx) -> TestResult<String> {
     let meta = fs::metadata(PATH).at(PATH)?;
     claim!(meta.file_type().is_char_device(), "not a character device");
     claim!(
@@ -178,7 +199,7 @@ pub fn raw_ioctl(file: &fs::File, number: u32, arg: usize) -> io::Result<i32> {
     cvt(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(number), arg) })
 }
 
-fn unknown_ioctls(_: &Ctx) -> Outcome<String> {
+fn unknown_ioctls(_: &Ctx) -> TestResult<String> {
     let file = raw_open()?;
     let mut buffer = vec![0u64; 2048];
     let known = [
@@ -208,7 +229,7 @@ fn unknown_ioctls(_: &Ctx) -> Outcome<String> {
     Ok(format!("{} numbers", numbers.len()))
 }
 
-fn bad_arguments(_: &Ctx) -> Outcome<String> {
+fn bad_arguments(_: &Ctx) -> TestResult<String> {
     let file = raw_open()?;
     let max = open()?.version().map_err(device_error)?.max_helpers;
     let try_arm = |arm: Arm| raw_ioctl(&file, abi::IOC_ARM, &raw const arm as usize);
@@ -258,7 +279,7 @@ pub fn is_busy(result: Result<(), abi::Error>) -> bool {
     matches!(result, Err(abi::Error::Ioctl(_, abi::Errno::BUSY)))
 }
 
-fn double_arm(ctx: &Ctx) -> Outcome<String> {
+fn double_arm(ctx: &Ctx) -> TestResult<String> {
     // Were this one to count, the fork would be stock.
     let never = Arm {
         min_rss: 1 << 40,
@@ -293,7 +314,7 @@ fn double_arm(ctx: &Ctx) -> Outcome<String> {
     Ok("EBUSY four times".into())
 }
 
-fn early_report(_: &Ctx) -> Outcome<String> {
+fn early_report(_: &Ctx) -> TestResult<String> {
     let device = open()?;
     claim!(
         report(&device)? == Report::default(),
@@ -310,7 +331,7 @@ fn early_report(_: &Ctx) -> Outcome<String> {
 }
 
 /// Runs `body` and demands that it changed neither the number of async nor that of stock forks.
-pub fn no_session(ctx: &Ctx, body: impl FnOnce() -> Outcome) -> Outcome {
+pub fn no_session(ctx: &Ctx, body: impl FnOnce() -> TestResult) -> TestResult {
     let before = ctx.stats()?;
     body()?;
     let after = ctx.stats()?;
@@ -323,7 +344,7 @@ pub fn no_session(ctx: &Ctx, body: impl FnOnce() -> Outcome) -> Outcome {
     Ok(())
 }
 
-fn closed(ctx: &Ctx) -> Outcome<String> {
+fn closed(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     for _ in 0..3 {
         let device = open()?;
@@ -336,11 +357,11 @@ fn closed(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn thread_ends(ctx: &Ctx) -> Outcome<String> {
+fn thread_ends(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let mut left = Vec::new();
     for _ in 0..5 {
-        let thread = std::thread::spawn(|| -> Outcome<Device> {
+        let thread = std::thread::spawn(|| -> TestResult<Device> {
             let device = open()?;
             arm(&device)?;
             Ok(device)
@@ -353,38 +374,42 @@ fn thread_ends(ctx: &Ctx) -> Outcome<String> {
     Ok("5 threads".into())
 }
 
-fn execs(ctx: &Ctx) -> Outcome<String> {
+/// Starts a process that is armed `times` times, and then becomes another program, in which the descriptors stay open or not.
+pub fn armed_then(ctx: &Ctx, times: usize, keep: bool, program: &mut Command) -> TestResult {
+    let board = Board::new()?;
+    let pid = ctx.helper(&board, "execs", || {
+        let all = Arm::default();
+        for _ in 0..times {
+            let file = raw_open()?;
+            raw_ioctl(&file, abi::IOC_ARM, &raw const all as usize)?;
+            if keep {
+                // SAFETY: plain numbers; without FD_CLOEXEC from now on.
+                cvt(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) })?;
+            }
+            std::mem::forget(file);
+        }
+        Err(program.exec()).at("exec")
+    })?;
+    claim!(sys::wait(pid)? == Exit::Code(0), "the new program failed");
+    board.collect(&[])
+}
+
+/// A program that forks several times; what is armed takes them for armed ones.
+pub fn forking_shell() -> Command {
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", "(/bin/true); (/bin/true); (/bin/true); /bin/true"]);
+    shell
+}
+
+fn execs(ctx: &Ctx) -> TestResult<String> {
     // With close-on-exec, and with a descriptor that stays open in the new program.
     for keep in [false, true] {
-        let board = Board::new()?;
-        let pid = ctx.helper(&board, "execs", || {
-            let device = open()?;
-            arm(&device)?;
-            if keep {
-                let file = raw_open()?;
-                // SAFETY: dup() of a descriptor we own, left open on purpose.
-                cvt(unsafe { libc::dup(file.as_raw_fd()) })?;
-            }
-            let args = [
-                c"/bin/sh".as_ptr(),
-                c"-c".as_ptr(),
-                c"(/bin/true); /bin/true".as_ptr(),
-                std::ptr::null(),
-            ];
-            // SAFETY: a null-terminated array of C strings.
-            unsafe { libc::execv(args[0], args.as_ptr()) };
-            Err(Verdict::Broken(format!(
-                "exec: {}",
-                io::Error::last_os_error()
-            )))
-        })?;
-        claim!(sys::wait(pid)? == Exit::Code(0), "the new program failed");
-        board.collect(&[])?;
+        no_session(ctx, || armed_then(ctx, 1, keep, &mut forking_shell()))?;
     }
     Ok("twice".into())
 }
 
-fn other_thread(ctx: &Ctx) -> Outcome<String> {
+fn other_thread(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let device = open()?;
     arm(&device)?;
@@ -404,7 +429,7 @@ fn other_thread(ctx: &Ctx) -> Outcome<String> {
     Ok("async".into())
 }
 
-fn not_used_up(ctx: &Ctx) -> Outcome<String> {
+fn not_used_up(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let device = open()?;
     arm(&device)?;
@@ -424,7 +449,7 @@ fn not_used_up(ctx: &Ctx) -> Outcome<String> {
     Ok("async".into())
 }
 
-fn one_shot(ctx: &Ctx) -> Outcome<String> {
+fn one_shot(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let device = open()?;
     for round in 0..3 {
@@ -445,7 +470,7 @@ fn one_shot(ctx: &Ctx) -> Outcome<String> {
     Ok("3 rounds".into())
 }
 
-fn passed_on(ctx: &Ctx) -> Outcome<String> {
+fn passed_on(ctx: &Ctx) -> TestResult<String> {
     let device = open()?;
     let board = Board::new()?;
     let user = ctx.helper(&board, "user", || {
@@ -466,7 +491,7 @@ fn passed_on(ctx: &Ctx) -> Outcome<String> {
     Ok(crate::session::summary(&r))
 }
 
-fn inherited(ctx: &Ctx) -> Outcome<String> {
+fn inherited(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let device = open()?;
     arm(&device)?;
@@ -503,7 +528,7 @@ fn inherited(ctx: &Ctx) -> Outcome<String> {
     Ok("shared".into())
 }
 
-fn disabled(ctx: &Ctx) -> Outcome<String> {
+fn disabled(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let before = ctx.stats()?.stock_by(Reason::Disabled);
     for on in [false, true, false, true] {
@@ -536,7 +561,7 @@ fn disabled(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn min_rss(ctx: &Ctx) -> Outcome<String> {
+fn min_rss(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 16)?;
     ctx.fork()
         .min_rss(1 << 40)
@@ -551,7 +576,7 @@ fn min_rss(ctx: &Ctx) -> Outcome<String> {
     Ok("16 MiB lie between".into())
 }
 
-fn nothing(ctx: &Ctx) -> Outcome<String> {
+fn nothing(ctx: &Ctx) -> TestResult<String> {
     ctx.fork()
         .start(|| Ok(()))?
         .finish()?
@@ -559,7 +584,7 @@ fn nothing(ctx: &Ctx) -> Outcome<String> {
     Ok("stock".into())
 }
 
-fn limit(ctx: &Ctx) -> Outcome<String> {
+fn limit(ctx: &Ctx) -> TestResult<String> {
     let board = Board::new()?;
     let (parked, go) = (Gate::new()?, Gate::new()?);
     let max = ctx.module.get("max_sessions")?;
@@ -593,24 +618,22 @@ fn limit(ctx: &Ctx) -> Outcome<String> {
     Ok("limit 1".into())
 }
 
-fn recent(ctx: &Ctx) -> Outcome<String> {
+fn recent(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let mut children = Vec::new();
     let device = open()?;
-    for _ in 0..abi::RECENT_MAX + 3 {
+    for _ in 0..RING + 3 {
         let session = ctx.fork().start(|| Ok(()))?;
         children.push(session.pid);
         session.finish()?.whole(4)?;
     }
     arena.verify()?;
-    let recent = device.recent().map_err(device_error)?;
-    let entries = recent.entries();
+    let entries = module::recent(&device)?;
     let name = fs::read_to_string("/proc/self/comm")?;
     claim!(
-        entries.len() == abi::RECENT_MAX,
-        "{} entries, want {}",
-        entries.len(),
-        abi::RECENT_MAX
+        entries.len() == RING,
+        "{} entries, want {RING}",
+        entries.len()
     );
     for (entry, pid) in entries.iter().zip(children.iter().rev()) {
         claim!(
@@ -634,12 +657,25 @@ fn recent(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("{} entries", entries.len()))
 }
 
-fn totals(ctx: &Ctx) -> Outcome<String> {
+/// A round for each way in which a chunk may go: to the child, the parent, a helper, somebody else, or back.
+fn totals(ctx: &Ctx) -> TestResult<String> {
+    const KILLED: u32 = 4;
+    const ASIDE: u32 = 6;
     let mut rng = ctx.rng();
-    let mut arena = Arena::new(&mut rng, 8)?;
+    let plug = Plug::new()?;
+    let (board, gate) = (Board::new()?, Gate::new()?);
+    let mut arena = Arena::planned(&mut rng, Shape::Whole(8))?;
+    let (parent, there) = (sys::pid(), arena.span().addr() as u64);
+    let outsider = ctx.helper(&board, "outsider", || {
+        gate.pass()?;
+        let memory = fs::File::open(format!("/proc/{parent}/mem"))?;
+        Ok(memory.read_exact_at(&mut [0], there)?)
+    })?;
+    arena.map()?;
+    arena.fill(0);
     let before = ctx.stats()?;
     let mut reports = Vec::new();
-    for round in 0..6 {
+    for round in 0..ASIDE {
         let hold = if round % 2 == 0 {
             Some(Hold::new()?)
         } else {
@@ -648,7 +684,7 @@ fn totals(ctx: &Ctx) -> Outcome<String> {
         let session = ctx.fork().start(|| arena.verify())?;
         let range = rng.range(arena.pages(), 900);
         arena.write_range(range, round + 1);
-        if round == 4 {
+        if round == KILLED {
             sys::kill(session.pid, libc::SIGKILL)?;
         }
         drop(hold);
@@ -656,40 +692,81 @@ fn totals(ctx: &Ctx) -> Outcome<String> {
         ended.parked(4)?;
         reports.extend(ended.report().copied());
     }
+    let ended = while_plugged(ctx, &plug, &mut arena, |_| {
+        gate.open(0)?;
+        sys::wait(outsider)?;
+        Ok(())
+    })?;
+    board.collect(&["outsider"])?;
+    reports.extend(ended.whole(4)?.report().copied());
+    let hold = plug.hold()?;
+    let session = ctx.fork().helpers(1).start(|| arena.verify())?;
+    session.expect_running()?;
+    hold.step_aside()?;
+    let helped = sys::poll_until(|| -> TestResult<Option<()>> {
+        let by_helper = session.report()?.map_or(0, |r| r.chunks.by_helper);
+        Ok((by_helper > 0).then_some(()))
+    })?;
+    require!(helped.is_some(), "no helper pulls anything");
+    drop(hold);
+    reports.extend(session.finish()?.whole(4)?.report().copied());
     arena.verify()?;
     let after = ctx.stats()?;
     let sum = |field: fn(&Report) -> u64| reports.iter().map(field).sum::<u64>();
+    let forks = reports.len() as u64;
     let rows = [
-        ("armed", after.armed - before.armed, 6),
-        ("async", after.r#async - before.r#async, 6),
+        ("armed", after.armed - before.armed, forks),
+        ("async", after.r#async - before.r#async, forks),
         ("running", after.running, 0),
         (
             "aborted",
             after.aborted - before.aborted,
             sum(|r| u64::from(r.state() == State::Aborted)),
         ),
-        ("parked", after.parked - before.parked, sum(|r| r.parked)),
-        ("eager", after.eager - before.eager, sum(|r| r.eager)),
+        (
+            "parked",
+            after.chunks.parked - before.chunks.parked,
+            sum(|r| r.chunks.parked),
+        ),
+        (
+            "eager",
+            after.chunks.eager - before.chunks.eager,
+            sum(|r| r.chunks.eager),
+        ),
         (
             "reattached",
-            after.reattached - before.reattached,
-            sum(|r| r.reattached),
+            after.chunks.reattached - before.chunks.reattached,
+            sum(|r| r.chunks.reattached),
         ),
-        ("odd", after.odd - before.odd, sum(|r| r.odd)),
+        (
+            "mixed",
+            after.chunks.mixed - before.chunks.mixed,
+            sum(|r| r.chunks.mixed),
+        ),
         (
             "by_child",
-            after.by_child - before.by_child,
-            sum(|r| r.by_child),
+            after.chunks.by_child - before.chunks.by_child,
+            sum(|r| r.chunks.by_child),
         ),
         (
             "by_parent",
-            after.by_parent - before.by_parent,
-            sum(|r| r.by_parent),
+            after.chunks.by_parent - before.chunks.by_parent,
+            sum(|r| r.chunks.by_parent),
+        ),
+        (
+            "by_helper",
+            after.chunks.by_helper - before.chunks.by_helper,
+            sum(|r| r.chunks.by_helper),
         ),
         (
             "by_other",
-            after.by_other - before.by_other,
-            sum(|r| r.by_other),
+            after.chunks.by_other - before.chunks.by_other,
+            sum(|r| r.chunks.by_other),
+        ),
+        (
+            "park_ns",
+            after.park_ns - before.park_ns,
+            sum(|r| r.park_ns),
         ),
         (
             "parent_pull_ns",
@@ -707,6 +784,10 @@ fn totals(ctx: &Ctx) -> Outcome<String> {
             total == want,
             "{name}: the total grew by {total}, the reports say {want}"
         );
+        require!(
+            want > 0 || ["running", "eager", "mixed"].contains(&name),
+            "{name}: nothing to add up"
+        );
     }
     for (i, (was, is)) in before.pulls.iter().zip(after.pulls).enumerate() {
         let want: u64 = reports.iter().map(|r| r.pulls[i]).sum();
@@ -716,15 +797,228 @@ fn totals(ctx: &Ctx) -> Outcome<String> {
             is - was
         );
     }
-    Ok(format!("{} chunks parked", sum(|r| r.parked)))
+    expect_growth(
+        "park",
+        &before.park,
+        &after.park,
+        &mut reports.iter().map(|r| r.park_ns),
+    )?;
+    expect_growth(
+        "copy",
+        &before.copy,
+        &after.copy,
+        &mut reports.iter().map(|r| r.copy_ns),
+    )?;
+    // Who waited for a chunk is counted as well.
+    let pulls = after.parent_pull.count() - before.parent_pull.count();
+    claim!(
+        pulls >= sum(|r| r.chunks.by_parent),
+        "{pulls} pulls by the parent in the histogram, more in the reports"
+    );
+    Ok(format!("{} chunks parked", sum(|r| r.chunks.parked)))
 }
 
-fn times(ctx: &Ctx) -> Outcome<String> {
+/// The histogram has grown by these durations, and by no others.
+fn expect_growth(
+    name: &str,
+    before: &Histogram,
+    after: &Histogram,
+    durations: &mut dyn Iterator<Item = u64>,
+) -> TestResult {
+    let mut want = *before;
+    for ns in durations {
+        let bucket = ns.checked_ilog2().unwrap_or(0) as usize;
+        want.bucket[bucket.min(abi::BUCKETS - 1)] += 1;
+    }
+    claim!(*after == want, "{name}: {after:?}, want {want:?}");
+    Ok(())
+}
+
+fn recent_stock(ctx: &Ctx) -> TestResult<String> {
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let device = open()?;
+    ctx.module.set("enabled", "N")?;
+    arm(&device)?;
+    plain_fork(&arena)?;
+    ctx.module.set("enabled", "Y")?;
+    let entry = module::recent(&device)?[0];
+    claim!(
+        entry.outcome() == Fate::Stock && entry.reason() == Reason::Disabled && entry.id == 0,
+        "the newest fork is {entry:?}"
+    );
+    claim!(
+        entry.parent_pid == sys::pid() && entry.start_ns > 0 && entry.start_ns <= sys::now_ns(),
+        "of process {} at {} ns",
+        entry.parent_pid,
+        entry.start_ns
+    );
+    arm(&device)?;
+    plain_fork(&arena)?;
+    let asynchronous = sys::poll_until(|| -> TestResult<Option<Report>> {
+        let newest = module::recent(&device)?[0];
+        Ok((newest.outcome() == Fate::Async).then_some(newest))
+    })?;
+    let Some(asynchronous) = asynchronous else {
+        return Err(Verdict::Failed("the session is not in the ring".into()));
+    };
+    // "0::/path": the default hierarchy.
+    let groups = fs::read_to_string("/proc/self/cgroup")?;
+    let path = groups.lines().find_map(|l| l.strip_prefix("0::"));
+    require!(path.is_some(), "no default hierarchy: {groups}");
+    let path = path.unwrap_or_default();
+    let inode = fs::metadata(format!("/sys/fs/cgroup{path}"))?.ino();
+    for (name, entry) in [("stock", entry), ("asynchronous", asynchronous)] {
+        claim!(
+            entry.cgroup_id == inode,
+            "the {name} fork was in cgroup {}, the process is in {inode}",
+            entry.cgroup_id
+        );
+    }
+    Ok(format!("cgroup {inode}"))
+}
+
+/// Bytes of each struct as this program and the module know it.
+const FILLED: [(u32, usize); 3] = [
+    (abi::IOC_VERSION, size_of::<abi::Version>()),
+    (abi::IOC_REPORT, size_of::<Report>()),
+    (abi::IOC_STATS, size_of::<abi::Stats>()),
+];
+
+/// An argument of `size` bytes as it says itself, with more behind it that nobody may touch.
+fn argument(size: usize) -> Vec<u64> {
+    let mut words = vec![u64::MAX; size / 8 + 8];
+    words[0] = size as u64;
+    words
+}
+
+fn longer_structs(ctx: &Ctx) -> TestResult<String> {
+    let file = raw_open()?;
+    for (number, size) in FILLED {
+        let longer = size + 40;
+        let mut words = argument(longer);
+        raw_ioctl(&file, number, words.as_mut_ptr() as usize)?;
+        claim!(
+            words[0] == size as u64,
+            "ioctl {number:#x} says that it filled {} bytes, not {size}",
+            words[0]
+        );
+        claim!(
+            words[size / 8..longer / 8].iter().all(|&w| w == 0),
+            "ioctl {number:#x} leaves {:x?} where it knows nothing",
+            &words[size / 8..longer / 8]
+        );
+        claim!(
+            words[longer / 8..].iter().all(|&w| w == u64::MAX),
+            "ioctl {number:#x} wrote beyond its argument"
+        );
+    }
+
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let size = size_of::<Arm>() / 8;
+    let mut words = vec![0u64; size + 2];
+    words[0] = words.len() as u64 * 8;
+    words[size + 1] = 1;
+    let refused = raw_ioctl(&file, abi::IOC_ARM, words.as_ptr() as usize);
+    claim!(
+        is_errno(&refused, libc::E2BIG),
+        "an ARM with more than the module knows gives {refused:?}, want E2BIG"
+    );
+    words[size + 1] = 0;
+    raw_ioctl(&file, abi::IOC_ARM, words.as_ptr() as usize)?;
+    plain_fork(&arena)?;
+
+    // Entries at the caller's distance, of which the module fills its own part.
+    let size = size_of::<Report>();
+    let stride = size + 24;
+    let mut entries = vec![u64::MAX; 2 * stride / 8 + 1];
+    let mut recent = abi::Recent {
+        entries: entries.as_mut_ptr() as u64,
+        entry_size: stride as u32,
+        count: 2,
+        ..abi::Recent::default()
+    };
+    let found = sys::poll_until(|| -> TestResult<Option<()>> {
+        recent.count = 2;
+        raw_ioctl(&file, abi::IOC_RECENT, &raw mut recent as usize)?;
+        Ok((recent.count > 0).then_some(()))
+    })?;
+    claim!(found.is_some(), "the fork is not in the ring");
+    claim!(
+        entries[0] == size as u64 && entries[size / 8..stride / 8].iter().all(|&w| w == 0),
+        "an entry says {} bytes and ends in {:x?}",
+        entries[0],
+        &entries[size / 8..stride / 8]
+    );
+    let room = recent.count as usize * stride / 8;
+    claim!(
+        entries[room..].iter().all(|&w| w == u64::MAX),
+        "more was written than the {} entries that there are",
+        recent.count
+    );
+    recent.count = 0;
+    raw_ioctl(&file, abi::IOC_RECENT, &raw mut recent as usize)?;
+    claim!(recent.count == 0, "{} entries without room", recent.count);
+    Ok(format!("{} structs", FILLED.len() + 2))
+}
+
+fn wrong_sizes(_: &Ctx) -> TestResult<String> {
+    let file = raw_open()?;
+    let arguments = FILLED.into_iter().chain([
+        (abi::IOC_ARM, size_of::<Arm>()),
+        (abi::IOC_RECENT, size_of::<abi::Recent>()),
+    ]);
+    let mut tried = 0;
+    for (number, size) in arguments {
+        for (given, errno) in [
+            (0, libc::EINVAL),
+            (8, libc::EINVAL),
+            (size - 8, libc::EINVAL),
+            (4096 + 8, libc::E2BIG),
+            (usize::MAX, libc::E2BIG),
+        ] {
+            let mut words = argument(4096);
+            words[0] = given as u64;
+            let before = words.clone();
+            let result = raw_ioctl(&file, number, words.as_mut_ptr() as usize);
+            claim!(
+                is_errno(&result, errno) && words == before,
+                "ioctl {number:#x} of size {given} gives {result:?}, want errno {errno}"
+            );
+            tried += 1;
+        }
+    }
+    for (entry_size, errno) in [
+        (0, libc::EINVAL),
+        (size_of::<Report>() - 8, libc::EINVAL),
+        (4096 + 8, libc::E2BIG),
+    ] {
+        let recent = abi::Recent {
+            entry_size: entry_size as u32,
+            count: 1,
+            ..abi::Recent::default()
+        };
+        let result = raw_ioctl(&file, abi::IOC_RECENT, &raw const recent as usize);
+        claim!(
+            is_errno(&result, errno),
+            "entries of {entry_size} bytes give {result:?}, want errno {errno}"
+        );
+        tried += 1;
+    }
+    // None of these armed.
+    arm(&open()?)?;
+    Ok(format!("{tried} calls"))
+}
+
+fn times(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
+    let hold = Hold::new()?;
     let before = sys::now_ns();
     let session = ctx.fork().start(|| arena.verify())?;
     let forked = sys::now_ns();
-    arena.fill(1);
+    // The child has the rest.
+    arena.write_range(0..arena.pages() / 2, 1);
+    session.expect_child_held()?;
+    drop(hold);
     let ended = session.finish()?;
     let over = sys::now_ns();
     arena.verify()?;
@@ -739,16 +1033,22 @@ fn times(ctx: &Ctx) -> Outcome<String> {
         .holds("the copy took a part of the child's life", |r| {
             0 < r.copy_ns && r.copy_ns <= over - before
         })?
+        .holds("the parent and the child have pulled", |r| {
+            r.chunks.by_parent >= 4 && r.chunks.by_child >= 4
+        })?
         .holds("the longest pull is one of all", |r| {
-            r.parent_pull_max_ns <= r.parent_pull_ns
+            0 < r.parent_pull_max_ns && r.parent_pull_max_ns < r.parent_pull_ns
+        })?
+        .holds("the parent pulled after its fork", |r| {
+            r.parent_pull_ns <= over - forked
         })?
         .holds("the side arrays have a size", |r| {
-            r.meta_bytes >= 8 * r.parked
+            r.meta_bytes >= 8 * r.chunks.parked
         })?;
     Ok(ended.detail())
 }
 
-fn cpus(ctx: &Ctx) -> Outcome<String> {
+fn cpus(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 2)?;
     for n in [1, sys::cpus()] {
         sys::set_affinity(&(0..n).collect::<Vec<_>>())?;
@@ -761,7 +1061,7 @@ fn cpus(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// A report in the instant in which the session ended knew that it had, but not when, and subtracted from zero.
-fn just_ends(ctx: &Ctx) -> Outcome<String> {
+fn just_ends(ctx: &Ctx) -> TestResult<String> {
     const FORKS: usize = 200;
     let arena = Arena::new(&mut ctx.rng(), 2)?;
     let mut reports = 0;

@@ -7,8 +7,9 @@ use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Shape};
 use crate::procfs::Setting;
+use crate::session::Ended;
 use crate::sys::{self, Exit};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult};
 use crate::{claim, require};
 use asyncfork_uapi::Hook;
 use std::fs::File;
@@ -37,7 +38,7 @@ struct Core {
 }
 
 impl Core {
-    fn open(path: &Path) -> Outcome<Self> {
+    fn open(path: &Path) -> TestResult<Self> {
         const PT_LOAD: u64 = 1;
         let file = File::open(path).at(path.display())?;
         let read = |off: u64, width: usize| -> io::Result<u64> {
@@ -77,14 +78,14 @@ impl Core {
 }
 
 /// Cores go to `core.PID` in the test's directory while this lives.
-fn cores_to_scratch(ctx: &Ctx) -> Outcome<Setting> {
+fn cores_to_scratch(ctx: &Ctx) -> TestResult<Setting> {
     let pattern = ctx.scratch.join("core.%p");
     let pattern = pattern.to_str().expect("ASCII path");
     require!(pattern.len() < 127, "core_pattern would be cut: {pattern}");
     Ok(Setting::new("/proc/sys/kernel/core_pattern", pattern)?)
 }
 
-fn crash() -> Outcome {
+fn crash() -> TestResult {
     let all = libc::rlimit {
         rlim_cur: libc::RLIM_INFINITY,
         rlim_max: libc::RLIM_INFINITY,
@@ -96,7 +97,7 @@ fn crash() -> Outcome {
     }
 }
 
-fn expect_core(exit: Exit) -> Outcome {
+fn expect_core(exit: Exit) -> TestResult {
     claim!(
         exit == Exit::Signal {
             signal: libc::SIGABRT,
@@ -107,14 +108,14 @@ fn expect_core(exit: Exit) -> Outcome {
     Ok(())
 }
 
-fn verify_core(ctx: &Ctx, arena: &Arena, pid: i32) -> Outcome {
+fn verify_core(ctx: &Ctx, arena: &Arena, pid: i32) -> TestResult {
     let core = Core::open(&ctx.scratch.join(format!("core.{pid}")))?;
     arena
         .verify_through(|addr, buf| core.read(addr, buf))
         .at("core file")
 }
 
-fn parent_core(ctx: &Ctx) -> Outcome<String> {
+fn parent_core(ctx: &Ctx) -> TestResult<String> {
     let _setting = cores_to_scratch(ctx)?;
     let mut arena = Arena::planned(&mut ctx.rng(), Shape::Whole(2 * CHUNKS as usize))?;
     let board = Board::new()?;
@@ -141,7 +142,7 @@ fn parent_core(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn child_core(ctx: &Ctx) -> Outcome<String> {
+fn child_core(ctx: &Ctx) -> TestResult<String> {
     let _setting = cores_to_scratch(ctx)?;
     let mut arena = Arena::new(&mut ctx.rng(), 2 * CHUNKS as usize)?;
     let frozen = arena.clone();
@@ -152,17 +153,7 @@ fn child_core(ctx: &Ctx) -> Outcome<String> {
     board.collect(&[])?;
     arena.verify()?;
     verify_core(ctx, &frozen, session.pid)?;
-    let report = session.report()?;
-    match report {
-        Some(r) => claim!(
-            r.parked >= CHUNKS,
-            "{} chunks parked, want at least {CHUNKS}",
-            r.parked
-        ),
-        None if ctx.control => {}
-        None => return Err(Verdict::Broken("no report".into())),
-    }
-    Ok(report
-        .as_ref()
-        .map_or_else(|| "stock fork".into(), crate::session::summary))
+    let ended = Ended::from_report(ctx, session.report()?);
+    ended.whole(CHUNKS)?;
+    Ok(ended.detail())
 }

@@ -10,12 +10,12 @@ use crate::mem::{probe, Arena, Span, Want, CHUNK, PAGE};
 use crate::procfs::Setting;
 use crate::rng::Rng;
 use crate::sys;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require, skip_unless};
 use asyncfork_uapi::Reason;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 /// The special area lies between two parkable ones of this many chunks each.
@@ -58,23 +58,27 @@ pub const TESTS: &[Test] = &[
         "advice_given_while_parked_counts_for_the_next_fork",
         advice_while_parked,
     ),
-    Test::new("process_that_shares_its_memory_forks_as_ever", shared_mm).module(),
     Test::new(
-        "process_without_a_leader_that_shares_its_memory_forks_as_ever",
+        "process_that_shares_its_memory_uses_a_stock_fork",
+        shared_mm,
+    )
+    .module(),
+    Test::new(
+        "process_without_a_leader_that_shares_its_memory_uses_a_stock_fork",
         shared_without_leader,
     )
     .module(),
     Test::new(
-        "process_that_shares_its_memory_forks_as_ever_while_its_threads_end",
+        "process_that_shares_its_memory_uses_a_stock_fork_while_its_threads_end",
         shared_with_ending_threads,
     )
     .module(),
-    Test::new("process_with_a_virtual_machine_forks_as_ever", notifier).module(),
+    Test::new("process_with_a_virtual_machine_uses_a_stock_fork", notifier).module(),
 ];
 
 /// A kind of memory that is never parked.
 struct Kind {
-    map: fn(Span) -> Outcome,
+    map: fn(Span) -> TestResult,
     /// What the child must see.
     child: Child,
 }
@@ -122,19 +126,19 @@ const MERGEABLE: Kind = Kind {
     child: Child::Copied,
 };
 
-fn map_file(span: Span, flags: i32) -> Outcome {
+fn map_file(span: Span, flags: i32) -> TestResult {
     let file = sys::memfd(span.len())?;
     Ok(span.map_fd(RW, flags, file.as_fd(), 0)?)
 }
 
-fn map_hugetlb(span: Span) -> Outcome {
+fn map_hugetlb(span: Span) -> TestResult {
     std::mem::forget(Setting::new("/proc/sys/vm/nr_hugepages", 3 * MIDDLE)?);
     let mapped = span.map(RW, libc::MAP_PRIVATE | libc::MAP_HUGETLB);
     skip_unless!(mapped.is_ok(), "no huge pages to be had");
     Ok(())
 }
 
-fn map_advised(span: Span, advice: i32) -> Outcome {
+fn map_advised(span: Span, advice: i32) -> TestResult {
     span.map(RW, libc::MAP_PRIVATE)?;
     span.advise(libc::MADV_NOHUGEPAGE)?;
     span.advise(advice).at("madvise")
@@ -144,7 +148,7 @@ fn map_advised(span: Span, advice: i32) -> Outcome {
 const PARENT_MARK: usize = 8;
 const CHILD_MARK: usize = 16;
 
-fn beside(ctx: &Ctx, kind: &Kind) -> Outcome<String> {
+fn beside(ctx: &Ctx, kind: &Kind) -> TestResult<String> {
     let mut rng = ctx.rng();
     let room = Span::reserve((2 * SIDE + MIDDLE) * CHUNK)?;
     let middle = room.part(SIDE * CHUNK, MIDDLE * CHUNK);
@@ -159,7 +163,7 @@ fn beside(ctx: &Ctx, kind: &Kind) -> Outcome<String> {
     }
     // How much is parked without the area: the process has other memory than the sides.
     let before = ctx.fork().start(|| Ok(()))?.finish()?;
-    let parked_before = before.report().map_or(2 * SIDE as u64, |r| r.parked);
+    let parked_before = before.report().map_or(2 * SIDE as u64, |r| r.chunks.parked);
 
     (kind.map)(middle)?;
     let mut area = Arena::adopt(&mut rng, middle, Want::Zero);
@@ -199,12 +203,12 @@ fn beside(ctx: &Ctx, kind: &Kind) -> Outcome<String> {
     middle.unmap()?;
     ended.whole(2 * SIDE as u64)?.holds(
         &format!("as much is parked as without the area ({parked_before})"),
-        |r| r.parked == parked_before,
+        |r| r.chunks.parked == parked_before,
     )?;
     Ok(ended.detail())
 }
 
-fn advice_while_parked(ctx: &Ctx) -> Outcome<String> {
+fn advice_while_parked(ctx: &Ctx) -> TestResult<String> {
     let mut rng: Rng = ctx.rng();
     let arena = Arena::new(&mut rng, 16)?;
     let (wiped, dropped) = (arena.chunk(2), arena.chunk(5));
@@ -223,6 +227,8 @@ fn advice_while_parked(ctx: &Ctx) -> Outcome<String> {
         );
         mine.verify()
     })?;
+    first.expect_child_held()?;
+    second.expect_running()?;
     drop(hold);
     let ended = first.finish().map_err(|v| v.at("first child"))?;
     second
@@ -235,7 +241,7 @@ fn advice_while_parked(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// A process, not a thread, on the same memory (as during vfork): exec or exit of one does not end the other.
-fn share() -> Outcome<i32> {
+fn share() -> TestResult<i32> {
     extern "C" fn sleep(_: *mut libc::c_void) -> i32 {
         loop {
             // SAFETY: waits for a signal.
@@ -256,7 +262,7 @@ fn share() -> Outcome<i32> {
     })?)
 }
 
-fn shared_mm(ctx: &Ctx) -> Outcome<String> {
+fn shared_mm(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 8)?;
     let other = share()?;
     let result = expect_stock(ctx, &mut arena, Reason::Shared);
@@ -271,37 +277,42 @@ fn shared_mm(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// A thread's use of the memory ends a moment after it is no longer counted as a thread that has it.
-fn shared_with_ending_threads(ctx: &Ctx) -> Outcome<String> {
+fn shared_with_ending_threads(ctx: &Ctx) -> TestResult<String> {
     const FORKS: usize = 150;
     let arena = Arena::new(&mut ctx.rng(), 4)?;
     let other = share()?;
     let stop = AtomicBool::new(false);
-    let result = std::thread::scope(|scope| -> Outcome {
+    let (mut forks, ended) = (0, AtomicUsize::new(0));
+    let result = std::thread::scope(|scope| -> TestResult {
         for _ in 0..2 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {
                     // Joined at once; one that cannot be made is none.
                     let thread = std::thread::Builder::new().stack_size(16 << 10);
-                    let _ = thread.spawn(|| {}).map(|t| t.join());
+                    let joined = thread.spawn(|| {}).map(|t| t.join());
+                    ended.fetch_add(usize::from(joined.is_ok()), Ordering::Relaxed);
                 }
             });
         }
-        let forks = (0..FORKS).try_for_each(|_| {
-            let ended = ctx.fork().start(|| Ok(()))?.finish()?;
-            ended.stock(Reason::Shared).map(drop)
-        });
+        let mut result = Ok(());
+        // As many threads as forks.
+        while result.is_ok() && forks.min(ended.load(Ordering::Relaxed)) < FORKS {
+            let ended = ctx.fork().start(|| Ok(())).and_then(|s| s.finish());
+            result = ended.and_then(|e| e.stock(Reason::Shared).map(drop));
+            forks += 1;
+        }
         stop.store(true, Ordering::Relaxed);
-        forks
+        result
     });
     sys::kill(other, libc::SIGKILL)?;
     sys::wait(other)?;
     result?;
     arena.verify()?;
-    Ok(format!("{FORKS} forks, all stock, shared"))
+    Ok(format!("{forks} forks, all stock, shared"))
 }
 
 /// The main thread has ended: it has no memory any more, but is still one of the process' threads.
-fn shared_without_leader(ctx: &Ctx) -> Outcome<String> {
+fn shared_without_leader(ctx: &Ctx) -> TestResult<String> {
     const WHO: &str = "the thread that is left";
     let board = Board::new()?;
     let process = ctx.helper(&board, WHO, || {
@@ -309,7 +320,7 @@ fn shared_without_leader(ctx: &Ctx) -> Outcome<String> {
         std::thread::scope(|scope| {
             scope.spawn(|| {
                 board.run(WHO, || {
-                    let ended = sys::poll_until(|| -> Outcome<Option<()>> {
+                    let ended = sys::poll_until(|| -> TestResult<Option<()>> {
                         let stat = std::fs::read_to_string(&leader)?;
                         Ok(stat.contains(") Z ").then_some(()))
                     })?;
@@ -328,7 +339,7 @@ fn shared_without_leader(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// KVM registers an mmu notifier: somebody else keeps copies of the page tables.
-fn notifier(ctx: &Ctx) -> Outcome<String> {
+fn notifier(ctx: &Ctx) -> TestResult<String> {
     const KVM_CREATE_VM: u64 = 0xae01;
     let mut arena = Arena::new(&mut ctx.rng(), 8)?;
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");

@@ -9,7 +9,7 @@ use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::Arena;
 use crate::sys::{self, Exit};
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use asyncfork_uapi::Hook;
 use std::ffi::CString;
 use std::fs;
@@ -62,7 +62,7 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-fn kill_held(ctx: &Ctx) -> Outcome<String> {
+fn kill_held(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), MIB)?;
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
@@ -79,12 +79,12 @@ fn kill_held(ctx: &Ctx) -> Outcome<String> {
         .parked(CHUNKS)?
         .aborted()?
         .holds("every chunk came back uncopied", |r| {
-            r.reattached == r.parked
+            r.chunks.reattached == r.chunks.parked
         })?;
     Ok(ended.detail())
 }
 
-fn kill_after_writes(ctx: &Ctx) -> Outcome<String> {
+fn kill_after_writes(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), MIB)?;
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
@@ -110,7 +110,7 @@ fn kill_after_writes(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn kill_racing(ctx: &Ctx) -> Outcome<String> {
+fn kill_racing(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, MIB)?;
     let mut killed = 0;
@@ -132,7 +132,9 @@ fn kill_racing(ctx: &Ctx) -> Outcome<String> {
         ended.parked(CHUNKS)?;
         killed += u32::from(ended.was_killed());
         arena.verify().map_err(|v| v.at("parent"))?;
-        Ok(u64::from(ended.report().is_some_and(|r| r.reattached > 0)))
+        Ok(u64::from(
+            ended.report().is_some_and(|r| r.chunks.reattached > 0),
+        ))
     })?;
     claim!(killed > 0, "no child was killed in {rounds} rounds");
     Ok(format!(
@@ -149,7 +151,7 @@ enum End {
 }
 
 /// A process of its own forks a child, which reports to the worker, and then ends. Returns its process id.
-fn parent_ends(ctx: &Ctx, held: bool, end: End) -> Outcome<i32> {
+fn parent_ends(ctx: &Ctx, held: bool, end: End) -> TestResult<i32> {
     let program = exiting_program(ctx)?;
     let board = Board::new()?;
     let parent = ctx.helper(&board, "parent", || {
@@ -188,7 +190,7 @@ fn parent_ends(ctx: &Ctx, held: bool, end: End) -> Outcome<i32> {
 }
 
 /// A static program in the tmpfs that only does exit(0): its exec waits for no disk.
-fn exiting_program(ctx: &Ctx) -> Outcome<CString> {
+fn exiting_program(ctx: &Ctx) -> TestResult<CString> {
     const BASE: u64 = 0x40_0000;
     const HEADERS: u64 = 64 + 56;
     // xor edi, edi; mov eax, 60; syscall
@@ -232,7 +234,7 @@ fn exiting_program(ctx: &Ctx) -> Outcome<CString> {
     Ok(sys::cstr(&path))
 }
 
-fn exec(program: &CString) -> Outcome {
+fn exec(program: &CString) -> TestResult {
     let args = [program.as_ptr(), std::ptr::null()];
     // SAFETY: a null-terminated array of C strings.
     unsafe { libc::execv(args[0], args.as_ptr()) };
@@ -242,20 +244,20 @@ fn exec(program: &CString) -> Outcome {
     )))
 }
 
-fn kill_self() -> Outcome {
+fn kill_self() -> TestResult {
     sys::kill(sys::pid(), libc::SIGKILL)?;
     Err(Verdict::Broken("survived SIGKILL".into()))
 }
 
 /// The child cannot run before the parent is gone: the end of the parent pulls everything.
-fn ends_held(ctx: &Ctx, end: End) -> Outcome<String> {
+fn ends_held(ctx: &Ctx, end: End) -> TestResult<String> {
     let parent = parent_ends(ctx, true, end)?;
     let ended = ctx.ended_session_of(parent)?;
     ended.whole(CHUNKS)?.pulled(Hook::Exit, CHUNKS)?;
     Ok(ended.detail())
 }
 
-fn ends_racing(ctx: &Ctx, end: End) -> Outcome<String> {
+fn ends_racing(ctx: &Ctx, end: End) -> TestResult<String> {
     let (rounds, at_exit) = rounds(ctx, 8, |_| {
         let parent = parent_ends(ctx, false, end)?;
         let ended = ctx.ended_session_of(parent)?;
@@ -267,7 +269,7 @@ fn ends_racing(ctx: &Ctx, end: End) -> Outcome<String> {
     ))
 }
 
-fn daemonize(ctx: &Ctx) -> Outcome<String> {
+fn daemonize(ctx: &Ctx) -> TestResult<String> {
     let board = Board::new()?;
     let starter = ctx.helper(&board, "starter", || {
         let arena = Arena::new(&mut ctx.rng(), MIB)?;
@@ -300,7 +302,7 @@ fn daemonize(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn child_execs(ctx: &Ctx) -> Outcome<String> {
+fn child_execs(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, MIB)?;
     let program = exiting_program(ctx)?;
@@ -310,7 +312,7 @@ fn child_execs(ctx: &Ctx) -> Outcome<String> {
         let range = rng.range(arena.pages(), 2000);
         arena.write_range(range, round);
         board.collect(&[])?;
-        session.finish()?.parked(CHUNKS)?;
+        session.finish()?.whole(CHUNKS)?;
         arena.verify()?;
     }
     Ok("4 rounds".into())

@@ -1,19 +1,22 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! fork() itself fails: before, while and after chunks are parked.
 
+use super::common::rounds;
 use super::device::become_nobody;
 use super::Test;
 use crate::board::Board;
+use crate::crew;
 use crate::ctx::Ctx;
 use crate::mem::{Arena, Span, Want};
 use crate::module;
 use crate::procfs::{self, Setting};
 use crate::session;
 use crate::sys::{self, cvt, is_errno};
-use crate::verdict::Outcome;
+use crate::verdict::TestResult;
 use crate::{claim, require};
 use asyncfork_uapi::{Arm, Outcome as Fate, Report, State};
 use std::io;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 pub const TESTS: &[Test] = &[
     Test::new("fork_that_fails_after_parking_loses_nothing", pids_limit)
@@ -34,7 +37,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// An armed fork whose outcome is open. A child, if there is one, verifies and ends.
-fn try_fork(verify: impl Fn() -> Outcome) -> Outcome<(io::Result<i32>, Report)> {
+fn try_fork(verify: impl Fn() -> TestResult) -> TestResult<(io::Result<i32>, Report)> {
     let device = module::open()?;
     device.arm(&Arm::default()).map_err(module::device_error)?;
     let board = Board::new()?;
@@ -52,7 +55,7 @@ fn try_fork(verify: impl Fn() -> Outcome) -> Outcome<(io::Result<i32>, Report)> 
 }
 
 /// The report of a fork that failed with chunks parked: all of them are back.
-fn expect_undone(r: &Report) -> Outcome {
+fn expect_undone(r: &Report) -> TestResult {
     let line = session::summary(r);
     claim!(
         r.outcome() == Fate::Failed,
@@ -65,7 +68,7 @@ fn expect_undone(r: &Report) -> Outcome {
         r.state()
     );
     claim!(
-        r.reattached == r.parked,
+        r.chunks.reattached == r.chunks.parked,
         "not every chunk was given back uncopied: {line}"
     );
     claim!(r.child_pid == 0, "a child {} is named: {line}", r.child_pid);
@@ -73,7 +76,7 @@ fn expect_undone(r: &Report) -> Outcome {
 }
 
 /// The limit of processes is looked at after the memory is copied.
-fn pids_limit(ctx: &Ctx) -> Outcome<String> {
+fn pids_limit(ctx: &Ctx) -> TestResult<String> {
     let group = ctx.cgroup.child("limited")?;
     group.enter()?;
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
@@ -88,9 +91,9 @@ fn pids_limit(ctx: &Ctx) -> Outcome<String> {
         );
         expect_undone(&r)?;
         claim!(
-            r.parked >= 8,
+            r.chunks.parked >= 8,
             "only {} chunks were parked: the fork failed early",
-            r.parked
+            r.chunks.parked
         );
         arena.verify()?;
         arena.fill(round);
@@ -106,7 +109,7 @@ fn pids_limit(ctx: &Ctx) -> Outcome<String> {
 
 /// With strict overcommit each mapping is charged when the fork comes to it: a rising limit lets it fail at one after the
 /// other.
-fn commit_limit(ctx: &Ctx) -> Outcome<String> {
+fn commit_limit(ctx: &Ctx) -> TestResult<String> {
     const AREAS: usize = 8;
     const STEP_KIB: usize = 1024;
     let mut rng = ctx.rng();
@@ -143,17 +146,17 @@ fn commit_limit(ctx: &Ctx) -> Outcome<String> {
                 "fork gives {e}, want ENOMEM"
             ),
         }
-        if r.parked > 0 {
+        if r.chunks.parked > 0 {
             expect_undone(&r)?;
             undone += 1;
-            parked += r.parked;
+            parked += r.chunks.parked;
         } else {
             early += 1;
         }
         limit += STEP_KIB;
     };
     claim!(
-        done.outcome() == Fate::Async && done.parked >= 2 * AREAS as u64,
+        done.outcome() == Fate::Async && done.chunks.parked >= 2 * AREAS as u64,
         "the last fork: {}",
         session::summary(&done)
     );
@@ -164,7 +167,7 @@ fn commit_limit(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// The limit of processes of a user is looked at first of all.
-fn process_limit(ctx: &Ctx) -> Outcome<String> {
+fn process_limit(ctx: &Ctx) -> TestResult<String> {
     let device = module::open()?;
     let board = Board::new()?;
     let user = ctx.helper(&board, "user", || {
@@ -207,7 +210,7 @@ fn process_limit(ctx: &Ctx) -> Outcome<String> {
         sys::wait(pid)?;
         let r = device.report().map_err(module::device_error)?;
         claim!(
-            r.outcome() == Fate::Async && r.parked >= 4,
+            r.outcome() == Fate::Async && r.chunks.parked >= 4,
             "the fork after it: {}",
             session::summary(&r)
         );
@@ -218,37 +221,53 @@ fn process_limit(ctx: &Ctx) -> Outcome<String> {
     Ok("armed until a fork parks".into())
 }
 
-/// A pending signal makes the kernel start the fork anew.
-fn signals(ctx: &Ctx) -> Outcome<String> {
-    extern "C" fn ignore(_: i32) {}
+/// Forks that a signal has stopped, which the kernel makes once more.
+static STOPPED: AtomicU32 = AtomicU32::new(0);
+
+/// To come back to the system call that was stopped, the kernel has put its number back in its place and the program in front
+/// of the instruction.
+extern "C" fn count_stopped(_: i32, _: *mut libc::siginfo_t, context: *mut libc::c_void) {
+    const SYSCALL: [u8; 2] = [0x0f, 0x05];
+    // SAFETY: with SA_SIGINFO the kernel passes a ucontext_t.
+    let context = unsafe { &*context.cast::<libc::ucontext_t>() };
+    let register = |r: i32| context.uc_mcontext.gregs[r as usize];
+    // SAFETY: the program is there; an instruction may be one byte before its memory ends, but not in the C library.
+    let next = unsafe { (register(libc::REG_RIP) as *const [u8; 2]).read() };
+    if next == SYSCALL && register(libc::REG_RAX) == libc::SYS_clone3 {
+        STOPPED.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// A pending signal makes the kernel start the fork anew. The C library's fork() may have all signals blocked meanwhile; one
+/// into a cgroup is a plain system call.
+fn signals(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
-    // SAFETY: the handler does nothing, the timer belongs to this process; a child inherits no timers.
+    // SAFETY: all-zero is a valid sigaction; the handler only reads what is there.
     unsafe {
         let mut act: libc::sigaction = std::mem::zeroed();
-        act.sa_sigaction = ignore as *const () as usize;
-        act.sa_flags = libc::SA_RESTART;
+        act.sa_sigaction = count_stopped as *const () as usize;
+        act.sa_flags = libc::SA_RESTART | libc::SA_SIGINFO;
         cvt(libc::sigaction(libc::SIGALRM, &act, std::ptr::null_mut()))?;
-        let every = libc::timeval {
-            tv_sec: 0,
-            tv_usec: 700,
-        };
-        let timer = libc::itimerval {
-            it_interval: every,
-            it_value: every,
-        };
-        cvt(libc::setitimer(
-            libc::ITIMER_REAL,
-            &timer,
-            std::ptr::null_mut(),
-        ))?;
     }
-    for round in 0..40 {
-        let session = ctx.fork().start(|| arena.verify())?;
+    let group = ctx.cgroup.child("children")?;
+    let (parent, board) = (sys::pid(), Board::new()?);
+    let mut pace = rng.clone();
+    let sender = ctx.helper(&board, "sender", || loop {
+        crew::nap(&mut pace, 20);
+        sys::kill(parent, libc::SIGALRM)?;
+    })?;
+    let (rounds, stopped) = rounds(ctx, 40, |round| {
+        let before = STOPPED.load(Ordering::Relaxed);
+        let session = ctx.fork().into_cgroup(&group)?.start(|| arena.verify())?;
         let range = rng.range(arena.pages(), 500);
         arena.write_range(range, round + 1);
         session.finish()?.whole(4)?;
         arena.verify()?;
-    }
-    Ok("40 forks".into())
+        Ok(u64::from(STOPPED.load(Ordering::Relaxed) - before))
+    })?;
+    sys::kill(sender, libc::SIGKILL)?;
+    sys::wait(sender)?;
+    board.collect(&[])?;
+    Ok(format!("{rounds} forks, stopped {stopped} times"))
 }

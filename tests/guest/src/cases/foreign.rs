@@ -12,7 +12,7 @@ use crate::procfs;
 use crate::rng::Rng;
 use crate::session::Session;
 use crate::sys;
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use asyncfork_uapi::Hook;
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -56,10 +56,10 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// What an outsider does to process `pid`; it keeps the model of the parent's memory true.
-type Act = fn(&mut Arena, i32, &mut Rng) -> Outcome;
+type Act = fn(&mut Arena, i32, &mut Rng) -> TestResult;
 
 /// `act` on the parked parent, by a process that is neither parent nor child.
-fn parent(ctx: &Ctx, act: Act) -> Outcome<String> {
+fn parent(ctx: &Ctx, act: Act) -> TestResult<String> {
     let mut rng = ctx.rng();
     let plug = Plug::new()?;
     let mut arena = Arena::planned(&mut rng, Shape::Whole(MIB))?;
@@ -94,7 +94,7 @@ fn parent(ctx: &Ctx, act: Act) -> Outcome<String> {
         .whole(arena.chunks())?
         .pulled(Hook::Fault, arena.chunks())?
         .holds("the outsider pulled every chunk", |r| {
-            r.by_other >= arena.chunks()
+            r.chunks.by_other >= arena.chunks()
         })?;
     Ok(ended.detail())
 }
@@ -127,7 +127,7 @@ fn vm_copy(pid: i32, addr: usize, buf: &mut [u8], write: bool) -> io::Result<()>
     }
 }
 
-fn vm_read(arena: &mut Arena, pid: i32, _: &mut Rng) -> Outcome {
+fn vm_read(arena: &mut Arena, pid: i32, _: &mut Rng) -> TestResult {
     if pid == 0 {
         return Ok(());
     }
@@ -140,7 +140,7 @@ fn write_half(
     pid: i32,
     rng: &mut Rng,
     write: impl Fn(usize, &mut [u8]) -> io::Result<()>,
-) -> Outcome {
+) -> TestResult {
     let pages = rng.shuffled(arena.pages());
     for &page in &pages[..pages.len() / 2] {
         if pid != 0 {
@@ -152,7 +152,7 @@ fn write_half(
     Ok(())
 }
 
-fn vm_write(arena: &mut Arena, pid: i32, rng: &mut Rng) -> Outcome {
+fn vm_write(arena: &mut Arena, pid: i32, rng: &mut Rng) -> TestResult {
     write_half(arena, pid, rng, |addr, buf| vm_copy(pid, addr, buf, true))
 }
 
@@ -163,7 +163,7 @@ fn proc_mem(pid: i32, write: bool) -> io::Result<File> {
         .open(format!("/proc/{pid}/mem"))
 }
 
-fn mem_write(arena: &mut Arena, pid: i32, rng: &mut Rng) -> Outcome {
+fn mem_write(arena: &mut Arena, pid: i32, rng: &mut Rng) -> TestResult {
     let file = proc_mem(if pid == 0 { sys::pid() } else { pid }, true)?;
     write_half(arena, pid, rng, |addr, buf| {
         file.write_all_at(buf, addr as u64)
@@ -171,7 +171,7 @@ fn mem_write(arena: &mut Arena, pid: i32, rng: &mut Rng) -> Outcome {
 }
 
 /// Stops the parent as a debugger does and changes one word of every eighth page.
-fn poke(arena: &mut Arena, pid: i32, rng: &mut Rng) -> Outcome {
+fn poke(arena: &mut Arena, pid: i32, rng: &mut Rng) -> TestResult {
     if pid != 0 {
         // SAFETY: no memory of this process is involved.
         sys::cvt(unsafe { libc::ptrace(libc::PTRACE_ATTACH, pid, 0, 0) }).at("PTRACE_ATTACH")?;
@@ -198,7 +198,7 @@ fn poke(arena: &mut Arena, pid: i32, rng: &mut Rng) -> Outcome {
 }
 
 /// `act` on the child before it ran, by an outsider, while the parent changes its own memory.
-fn child(ctx: &Ctx, act: fn(&Arena, i32) -> Outcome) -> Outcome<String> {
+fn child(ctx: &Ctx, act: fn(&Arena, i32) -> TestResult) -> TestResult<String> {
     let mut rng = ctx.rng();
     let plug = Plug::new()?;
     let mut arena = Arena::planned(&mut rng, Shape::Whole(MIB))?;
@@ -228,16 +228,18 @@ fn child(ctx: &Ctx, act: fn(&Arena, i32) -> Outcome) -> Outcome<String> {
     arena.verify().map_err(|v| v.at("parent"))?;
     ended
         .whole(arena.chunks())?
-        .holds("the outsider pulled", |r| r.by_other >= arena.chunks() - 1)?;
+        .holds("the outsider pulled", |r| {
+            r.chunks.by_other >= arena.chunks() - 1
+        })?;
     Ok(ended.detail())
 }
 
-fn child_read(arena: &Arena, pid: i32) -> Outcome {
+fn child_read(arena: &Arena, pid: i32) -> TestResult {
     let file = proc_mem(pid, false)?;
     arena.verify_through(|addr, buf| file.read_exact_at(buf, addr as u64))
 }
 
-fn child_pagemap(arena: &Arena, pid: i32) -> Outcome {
+fn child_pagemap(arena: &Arena, pid: i32) -> TestResult {
     let present = procfs::pagemap(pid, arena.span())?
         .iter()
         .filter(|e| *e & procfs::PRESENT != 0)
@@ -256,17 +258,19 @@ fn child_pagemap(arena: &Arena, pid: i32) -> Outcome {
     Ok(())
 }
 
-fn check_by_parent(arena: &Arena, session: Session) -> Outcome<String> {
+fn check_by_parent(arena: &Arena, session: Session) -> TestResult<String> {
     let ended = session.finish()?;
     arena.verify().map_err(|v| v.at("parent"))?;
     ended
         .whole(arena.chunks())?
         .pulled(Hook::Fault, arena.chunks())?
-        .holds("the parent pulled", |r| r.by_parent >= arena.chunks())?;
+        .holds("the parent pulled", |r| {
+            r.chunks.by_parent >= arena.chunks()
+        })?;
     Ok(ended.detail())
 }
 
-fn child_read_by_parent(ctx: &Ctx) -> Outcome<String> {
+fn child_read_by_parent(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), MIB)?;
     let frozen = arena.clone();
     let hold = Hold::new()?;
@@ -281,7 +285,7 @@ fn child_read_by_parent(ctx: &Ctx) -> Outcome<String> {
     check_by_parent(&arena, session)
 }
 
-fn child_write(ctx: &Ctx) -> Outcome<String> {
+fn child_write(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), MIB)?;
     let mut after = arena.clone();
     after.expect_gen(300..3000, 2);

@@ -10,7 +10,7 @@ use crate::mem::{Arena, Want};
 use crate::rng::Rng;
 use crate::session::Session;
 use crate::sys;
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use crate::{claim, require};
 use asyncfork_uapi::State;
 use std::time::Duration;
@@ -29,7 +29,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// One of each operation that takes the parent's locks.
-fn operations(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn operations(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let fresh = Arena::new(rng, 2)?;
     arena.part(arena.chunk(0)).unmap()?;
     arena.unmapped(0..512);
@@ -50,24 +50,26 @@ fn operations(arena: &mut Arena, rng: &mut Rng) -> Outcome {
 }
 
 /// The parent was ahead of its child: it has pulled all of `arena` itself, and the child the `rest`.
-fn finish(session: Session, arena: &Arena, rest: &Arena) -> Outcome<String> {
+fn finish(session: Session, arena: &Arena, rest: &Arena) -> TestResult<String> {
     let ended = session.finish()?;
     arena.verify().and(rest.verify()).at("parent")?;
     ended
         .whole(arena.chunks() + rest.chunks())?
         .holds("the parent met parked memory", |r| {
-            r.by_parent >= arena.chunks()
+            r.chunks.by_parent >= arena.chunks()
         })?
-        .holds("the child met the rest", |r| r.by_child >= rest.chunks())?;
+        .holds("the child met the rest", |r| {
+            r.chunks.by_child >= rest.chunks()
+        })?;
     Ok(ended.detail())
 }
 
 /// Demands that nothing is left to be copied of a child that stands still.
-fn expect_image(session: &Session) -> Outcome {
+fn expect_image(session: &Session) -> TestResult {
     session.expect_state(State::Done, "the child stands still without its image")
 }
 
-fn frozen(ctx: &Ctx) -> Outcome<String> {
+fn frozen(ctx: &Ctx) -> TestResult<String> {
     let plug = Plug::new()?;
     let mut rng = ctx.rng();
     let (mut arena, rest) = (Arena::new(&mut rng, 16)?, Arena::new(&mut rng, 8)?);
@@ -86,7 +88,7 @@ fn frozen(ctx: &Ctx) -> Outcome<String> {
     session.expect_child_held()?;
     drop(hold);
     let stands =
-        sys::poll_until(|| -> Outcome<Option<()>> { Ok((is_frozen()? == 1).then_some(())) })?;
+        sys::poll_until(|| -> TestResult<Option<()>> { Ok((is_frozen()? == 1).then_some(())) })?;
     claim!(stands.is_some(), "the child does not freeze");
     expect_image(&session)?;
     arena.fill(2);
@@ -96,7 +98,7 @@ fn frozen(ctx: &Ctx) -> Outcome<String> {
     finish(session, &arena, &rest)
 }
 
-fn stopped(ctx: &Ctx) -> Outcome<String> {
+fn stopped(ctx: &Ctx) -> TestResult<String> {
     let plug = Plug::new()?;
     let mut rng = ctx.rng();
     let (mut arena, rest) = (Arena::new(&mut rng, 16)?, Arena::new(&mut rng, 8)?);
@@ -124,7 +126,7 @@ fn stopped(ctx: &Ctx) -> Outcome<String> {
 
 /// Somebody else has used up what the child's cgroup may run, for longer than the parent needs. Both are confined to one
 /// processor: on another one the cgroup may still run for a tick.
-fn throttled(ctx: &Ctx) -> Outcome<String> {
+fn throttled(ctx: &Ctx) -> TestResult<String> {
     const CPU: usize = 0;
     let mut rng = ctx.rng();
     let (mut arena, rest) = (Arena::new(&mut rng, 12)?, Arena::new(&mut rng, 4)?);
@@ -139,7 +141,7 @@ fn throttled(ctx: &Ctx) -> Outcome<String> {
             std::hint::spin_loop();
         }
     })?;
-    let spent = sys::poll_until(|| -> Outcome<Option<()>> {
+    let spent = sys::poll_until(|| -> TestResult<Option<()>> {
         let n = slow.get_key("cpu.stat", "nr_throttled ")?;
         Ok((n > 0).then_some(()))
     })?;

@@ -19,7 +19,7 @@ use crate::rng::Rng;
 use crate::session::{summary, Session};
 use crate::swap::Swap;
 use crate::sys::{self, cvt};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require, skip_unless};
 use asyncfork_uapi::State;
 use std::time::{Duration, Instant};
@@ -93,7 +93,7 @@ impl Kind {
     }
 
     /// Memory whose first chunk is of this kind as long as the settings live; its first page is ordinary or in swap.
-    fn arena(self, rng: &mut Rng) -> Outcome<(Arena, Option<[Setting; 2]>)> {
+    fn arena(self, rng: &mut Rng) -> TestResult<(Arena, Option<[Setting; 2]>)> {
         match self {
             Self::Folios => {
                 let (arena, settings) = folios_of_64_kib(rng, MIB)?;
@@ -123,7 +123,7 @@ impl Kind {
         Ok((arena, None))
     }
 
-    fn mark(self, page: Span) -> Outcome {
+    fn mark(self, page: Span) -> TestResult {
         const MADV_GUARD_INSTALL: i32 = 102;
         if self == Self::Guards {
             return page.advise(MADV_GUARD_INSTALL).at("MADV_GUARD_INSTALL");
@@ -140,14 +140,14 @@ struct Linger<'a> {
 }
 
 impl<'a> Linger<'a> {
-    fn new(ctx: &'a Ctx, pid: i32) -> Outcome<Self> {
+    fn new(ctx: &'a Ctx, pid: i32) -> TestResult<Self> {
         ctx.module.set("fault_linger_ms", LINGER_MS)?;
         ctx.module.set("fault_linger_pid", pid)?;
         Ok(Self { ctx, pid })
     }
 
     /// Whether it is in a copy now.
-    fn is_inside(&self) -> Outcome<bool> {
+    fn is_inside(&self) -> TestResult<bool> {
         Ok(self.ctx.module.get("fault_lingering")? == self.pid.to_string())
     }
 }
@@ -177,7 +177,7 @@ struct Brake {
 
 impl Brake {
     /// Ready, but off. To be made before the test's memory exists.
-    fn new(ctx: &Ctx, way: Way, name: &str) -> Outcome<Self> {
+    fn new(ctx: &Ctx, way: Way, name: &str) -> TestResult<Self> {
         let page = Span::reserve(PAGE)?;
         page.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)?;
         let group = ctx.cgroup.child(name)?;
@@ -207,8 +207,8 @@ impl Brake {
     }
 
     /// Waits until the child, out of its copy, is indeed held back.
-    fn wait_until_it_holds(&self) -> Outcome {
-        let holds = || -> Outcome<bool> {
+    fn wait_until_it_holds(&self) -> TestResult {
+        let holds = || -> TestResult<bool> {
             let throttled = || self.group.get_key("cpu.stat", "nr_throttled ");
             Ok(self.page.load(STATE) == ON && (self.way != Way::Throttled || throttled()? > 0))
         };
@@ -216,7 +216,7 @@ impl Brake {
     }
 
     /// Lets the child go.
-    fn stop(&mut self) -> Outcome {
+    fn stop(&mut self) -> TestResult {
         self.group.set("cpu.max", "max")?;
         let Some(board) = self.board.take() else {
             return Ok(());
@@ -235,7 +235,7 @@ impl Drop for Brake {
 }
 
 /// The brake's life; it is killed in the end.
-fn run_brake(way: Way, page: Span, group: &Cgroup) -> Outcome {
+fn run_brake(way: Way, page: Span, group: &Cgroup) -> TestResult {
     const TICK: Duration = Duration::from_millis(1);
     if way != Way::Throttled {
         sys::set_affinity(&[CPU])?;
@@ -261,14 +261,14 @@ fn run_brake(way: Way, page: Span, group: &Cgroup) -> Outcome {
     }
 }
 
-fn wait_for(done: impl Fn() -> Outcome<bool>, otherwise: &str) -> Outcome {
-    let met = sys::poll_until(|| -> Outcome<Option<()>> { Ok(done()?.then_some(())) })?;
+fn wait_for(done: impl Fn() -> TestResult<bool>, otherwise: &str) -> TestResult {
+    let met = sys::poll_until(|| -> TestResult<Option<()>> { Ok(done()?.then_some(())) })?;
     require!(met.is_some(), "{otherwise}");
     Ok(())
 }
 
 /// Gives a process the policy SCHED_IDLE.
-fn set_idle(pid: i32) -> Outcome {
+fn set_idle(pid: i32) -> TestResult {
     let param = libc::sched_param { sched_priority: 0 };
     // SAFETY: the parameter lives across the call.
     cvt(unsafe { libc::sched_setscheduler(pid, libc::SCHED_IDLE, &param) }).at("SCHED_IDLE")?;
@@ -276,23 +276,23 @@ fn set_idle(pid: i32) -> Outcome {
 }
 
 /// Demands that the parent has waited for the child's copy of a chunk, and that the child has come no further.
-fn expect_one_chunk(session: &Session, kind: Kind) -> Outcome {
+fn expect_one_chunk(session: &Session, kind: Kind) -> TestResult {
     session.expect_async()?;
     let Some(r) = session.report()? else {
         return Ok(());
     };
     require!(
-        r.parent_pull_ns > 0 && r.by_parent == 0,
+        r.parent_pull_ns > 0 && r.chunks.by_parent == 0,
         "the parent did not meet the child's copy: {}",
         summary(&r)
     );
     require!(
-        r.by_child == 1 && r.state() == State::Running,
+        r.chunks.by_child == 1 && r.state() == State::Running,
         "the child was to be held back after one chunk: {}",
         summary(&r)
     );
     claim!(
-        r.odd == u64::from(kind != Kind::Plain),
+        r.chunks.mixed == u64::from(kind != Kind::Plain),
         "a chunk with {}: {}",
         kind.name(),
         summary(&r)
@@ -300,7 +300,7 @@ fn expect_one_chunk(session: &Session, kind: Kind) -> Outcome {
     Ok(())
 }
 
-fn meet(ctx: &Ctx, way: Way, kind: Kind) -> Outcome {
+fn meet(ctx: &Ctx, way: Way, kind: Kind) -> TestResult {
     let mut rng = ctx.rng();
     let mut brake = Brake::new(ctx, way, &format!("slow-{kind:?}"))?;
     let _swap = (kind == Kind::Swap).then(Swap::new).transpose()?;
@@ -341,12 +341,12 @@ fn meet(ctx: &Ctx, way: Way, kind: Kind) -> Outcome {
     ended
         .whole(arena.chunks())?
         .holds("the child has pulled all of it", |r| {
-            r.by_child >= arena.chunks()
+            r.chunks.by_child >= arena.chunks()
         })?;
     Ok(arena.span().unmap()?)
 }
 
-fn throttled(ctx: &Ctx) -> Outcome<String> {
+fn throttled(ctx: &Ctx) -> TestResult<String> {
     skip_unless!(
         !asyncfork_host::kernel::kernel_since(6, 18)?,
         "throttled tasks go on to user mode here (since Linux 6.18)"
@@ -354,7 +354,7 @@ fn throttled(ctx: &Ctx) -> Outcome<String> {
     every_kind(ctx, Way::Throttled)
 }
 
-fn every_kind(ctx: &Ctx, way: Way) -> Outcome<String> {
+fn every_kind(ctx: &Ctx, way: Way) -> TestResult<String> {
     let (mut met, mut lacking) = (vec![], vec![]);
     for kind in Kind::ALL {
         match meet(ctx, way, kind) {

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel reads and writes parked memory on the parent's behalf: read, write, O_DIRECT, pipes, futexes, pinned buffers.
 
-use super::common::{expect_stock, prepared_racing};
+use super::common::{expect_stock, prepared_racing, while_plugged};
 use super::Test;
 use crate::ctx::Ctx;
-use crate::hold::Hold;
+use crate::hold::{self, Plug};
 use crate::mem::{Arena, Span, PAGE};
 use crate::module::modprobe;
 use crate::rng::Rng;
+use crate::session::Session;
 use crate::sys::{self, cvt};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require};
 use asyncfork_uapi::{Hook, Reason};
 use std::fs::{File, OpenOptions};
@@ -56,6 +57,7 @@ pub const TESTS: &[Test] = &[
         |ctx| {
             prepared_racing(
                 ctx,
+                Hook::Fault,
                 |arena| file_of(arena, 1),
                 |arena, _, file| read_from(arena, &file),
             )
@@ -79,7 +81,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// A file in memory that holds generation `gen` of the whole arena.
-fn file_of(arena: &Arena, gen: u32) -> Outcome<File> {
+fn file_of(arena: &Arena, gen: u32) -> TestResult<File> {
     let file = File::from(sys::memfd(arena.span().len())?);
     for page in 0..arena.pages() {
         file.write_all_at(&arena.bytes(page, gen), (page * PAGE) as u64)?;
@@ -87,18 +89,18 @@ fn file_of(arena: &Arena, gen: u32) -> Outcome<File> {
     Ok(file)
 }
 
-fn whole(n: isize, len: usize) -> Outcome {
+fn whole(n: isize, len: usize) -> TestResult {
     let n = cvt(n)?;
     claim!(n as usize == len, "{n} bytes of {len}");
     Ok(())
 }
 
-fn read_file(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn read_file(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let file = file_of(arena, 1)?;
     read_from(arena, &file)
 }
 
-fn read_from(arena: &mut Arena, file: &File) -> Outcome {
+fn read_from(arena: &mut Arena, file: &File) -> TestResult {
     let span = arena.span();
     whole(
         // SAFETY: the buffer is a span, where no Rust object lives.
@@ -109,14 +111,14 @@ fn read_from(arena: &mut Arena, file: &File) -> Outcome {
     arena.verify()
 }
 
-fn verify_file(arena: &Arena, file: &File) -> Outcome {
+fn verify_file(arena: &Arena, file: &File) -> TestResult {
     let base = arena.span().addr();
     arena
         .verify_through(|addr, buf| file.read_exact_at(buf, (addr - base) as u64))
         .at("file")
 }
 
-fn write_file(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn write_file(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let span = arena.span();
     let file = File::from(sys::memfd(span.len())?);
     whole(
@@ -128,7 +130,7 @@ fn write_file(arena: &mut Arena, _: &mut Rng) -> Outcome {
 }
 
 /// One call for 512 single pages in random order.
-fn readv(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn readv(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let file = file_of(arena, 1)?;
     let order = rng.shuffled(arena.pages());
     for (batch, pages) in order.chunks(512).enumerate() {
@@ -150,7 +152,7 @@ fn readv(arena: &mut Arena, rng: &mut Rng) -> Outcome {
 }
 
 /// The first half of every chunk goes through a socket into its second half.
-fn socket(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn socket(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let (a, b) = UnixStream::pair()?;
     const STEP: usize = 16;
     for chunk in 0..arena.chunks() as usize {
@@ -180,7 +182,7 @@ fn socket(arena: &mut Arena, _: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn vmsplice(arena: &Arena, flags: u32) -> Outcome {
+fn vmsplice(arena: &Arena, flags: u32) -> TestResult {
     let (read, write) = sys::pipe()?;
     let (read, mut seen) = (File::from(read), vec![0; 16 * PAGE]);
     for first in (0..arena.pages()).step_by(16) {
@@ -202,16 +204,16 @@ fn vmsplice(arena: &Arena, flags: u32) -> Outcome {
     Ok(())
 }
 
-fn vmsplice_plain(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn vmsplice_plain(arena: &mut Arena, _: &mut Rng) -> TestResult {
     vmsplice(arena, 0)
 }
 
-fn vmsplice_gift(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn vmsplice_gift(arena: &mut Arena, _: &mut Rng) -> TestResult {
     vmsplice(arena, libc::SPLICE_F_GIFT)
 }
 
 /// A RAM disk: the simplest device that does O_DIRECT.
-fn ram_disk(len: usize) -> Outcome<File> {
+fn ram_disk(len: usize) -> TestResult<File> {
     modprobe("brd", &["rd_nr=1", "rd_size=65536"])?;
     require!(len <= 64 << 20, "the RAM disk is too small");
     OpenOptions::new()
@@ -222,7 +224,8 @@ fn ram_disk(len: usize) -> Outcome<File> {
         .at("/dev/ram0")
 }
 
-fn direct_read(ctx: &Ctx) -> Outcome<String> {
+fn direct_read(ctx: &Ctx) -> TestResult<String> {
+    let plug = Plug::new()?;
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     let span = arena.span();
     let disk = ram_disk(span.len())?;
@@ -233,39 +236,37 @@ fn direct_read(ctx: &Ctx) -> Outcome<String> {
     }
     plain.sync_all()?;
 
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    whole(
-        // SAFETY: the buffer is a span.
-        unsafe { libc::pread(disk.as_raw_fd(), span.ptr(), span.len(), 0) },
-        span.len(),
-    )?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.expect_gen(0..arena.pages(), 1);
-    arena.verify().map_err(|v| v.at("parent"))?;
-    ended.whole(arena.chunks())?.pulled(Hook::Fault, 1)?;
+    let ended = while_plugged(ctx, &plug, &mut arena, |arena| {
+        whole(
+            // SAFETY: the buffer is a span.
+            unsafe { libc::pread(disk.as_raw_fd(), span.ptr(), span.len(), 0) },
+            span.len(),
+        )?;
+        arena.expect_gen(0..arena.pages(), 1);
+        Ok(())
+    })?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Fault, arena.chunks())?;
     Ok(ended.detail())
 }
 
-fn direct_write(ctx: &Ctx) -> Outcome<String> {
-    let arena = Arena::new(&mut ctx.rng(), 16)?;
+fn direct_write(ctx: &Ctx) -> TestResult<String> {
+    let plug = Plug::new()?;
+    let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     let span = arena.span();
     let disk = ram_disk(span.len())?;
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    whole(
-        // SAFETY: the kernel only reads the span.
-        unsafe { libc::pwrite(disk.as_raw_fd(), span.ptr(), span.len(), 0) },
-        span.len(),
-    )?;
-    drop(hold);
-    let ended = session.finish()?;
-    arena.verify().map_err(|v| v.at("parent"))?;
+    let ended = while_plugged(ctx, &plug, &mut arena, |_| {
+        whole(
+            // SAFETY: the kernel only reads the span.
+            unsafe { libc::pwrite(disk.as_raw_fd(), span.ptr(), span.len(), 0) },
+            span.len(),
+        )
+    })?;
     verify_file(&arena, &File::open("/dev/ram0")?)?;
-    ended.whole(arena.chunks())?.pulled(Hook::Fault, 1)?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Fault, arena.chunks())?;
     Ok(ended.detail())
 }
 
@@ -288,7 +289,8 @@ fn futex_word(span: Span) -> &'static AtomicU32 {
 }
 
 /// Waiters sleep on words in memory that is then parked; the parent wakes them through it.
-fn futex(ctx: &Ctx) -> Outcome<String> {
+fn futex(ctx: &Ctx) -> TestResult<String> {
+    let plug = Plug::new()?;
     let arena = Arena::new(&mut ctx.rng(), 16)?;
     let words: Vec<&AtomicU32> = (0..8)
         .map(|chunk| futex_word(arena.part(arena.chunk(chunk))))
@@ -314,19 +316,27 @@ fn futex(ctx: &Ctx) -> Outcome<String> {
         for word in &words {
             word.store(0, Ordering::SeqCst);
         }
-        std::thread::scope(|scope| -> Outcome {
+        std::thread::scope(|scope| -> TestResult {
             let waiters: Vec<_> = words
                 .iter()
                 .map(|word| {
-                    scope.spawn(move || {
+                    scope.spawn(move || -> io::Result<()> {
+                        hold::run_elsewhere()?;
                         while word.load(Ordering::SeqCst) == 0 {
                             // EAGAIN: woken before it slept; EINTR: the loop looks again.
                             let _ = futex_call(word, wait, 0);
                         }
+                        Ok(())
                     })
                 })
                 .collect();
+            let hold = plug.hold()?;
             let forked = ctx.fork().start(|| model.verify());
+            let parked = forked
+                .as_ref()
+                .map_err(Clone::clone)
+                .and_then(Session::expect_running);
+            hold.step_aside()?;
             // Always wake, so that the scope ends.
             for word in &words {
                 let again = futex_call(word, wait, 77);
@@ -336,9 +346,18 @@ fn futex(ctx: &Ctx) -> Outcome<String> {
                 claim!(ok, "waiting for another value gives {again:?}, want EAGAIN");
             }
             for waiter in waiters {
-                claim!(waiter.join().is_ok(), "a waiter panicked");
+                let waited = waiter.join();
+                claim!(matches!(waited, Ok(Ok(()))), "a waiter: {waited:?}");
             }
-            forked?.finish()?.whole(arena.chunks()).map(drop)
+            parked?;
+            let session = forked?;
+            session.expect_child_held()?;
+            drop(hold);
+            session
+                .finish()?
+                .whole(arena.chunks())?
+                .pulled(Hook::Fault, arena.chunks())
+                .map(drop)
         })?;
     }
     let mut after = model.clone();
@@ -354,7 +373,7 @@ fn futex(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// Registered io_uring buffers are pinned for long: the one thing whose pages a fork must copy at once.
-fn pinned(ctx: &Ctx) -> Outcome<String> {
+fn pinned(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 8)?;
     let ring = io_uring()?;
     const REGISTER_BUFFERS: u32 = 0;
@@ -380,7 +399,7 @@ fn pinned(ctx: &Ctx) -> Outcome<String> {
     Ok("stock, pinned".into())
 }
 
-fn io_uring() -> Outcome<OwnedFd> {
+fn io_uring() -> TestResult<OwnedFd> {
     // struct io_uring_params: 120 bytes, all zero is valid.
     let mut params = [0u64; 15];
     // SAFETY: the parameters live across the call, which fills them in.

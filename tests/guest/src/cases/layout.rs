@@ -8,7 +8,7 @@ use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES, PAGE};
 use crate::rng::Rng;
-use crate::verdict::Outcome;
+use crate::verdict::TestResult;
 use crate::{claim, require, skip_unless};
 use asyncfork_host::kernel::kernel_since;
 use std::sync::Barrier;
@@ -51,7 +51,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Maps and fills a range that may start and end anywhere.
-fn arena_at(rng: &mut Rng, span: Span) -> Outcome<Arena> {
+fn arena_at(rng: &mut Rng, span: Span) -> TestResult<Arena> {
     span.map(RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
     span.advise(libc::MADV_NOHUGEPAGE)?;
     let mut arena = Arena::adopt(rng, span, Want::Zero);
@@ -59,14 +59,15 @@ fn arena_at(rng: &mut Rng, span: Span) -> Outcome<Arena> {
     Ok(arena)
 }
 
-fn unaligned(ctx: &Ctx) -> Outcome<String> {
+/// How many chunks a fork parks now: the process has other memory than the test's.
+fn parked_without(ctx: &Ctx) -> TestResult<u64> {
+    let ended = ctx.fork().start(|| Ok(()))?.finish()?;
+    Ok(ended.report().map_or(0, |r| r.chunks.parked))
+}
+
+fn unaligned(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
-    let none = ctx
-        .fork()
-        .start(|| Ok(()))?
-        .finish()?
-        .report()
-        .map_or(0, |r| r.parked);
+    let none = parked_without(ctx)?;
     let room = Span::reserve(8 * CHUNK)?;
     let span = room.part(7 * PAGE, 8 * CHUNK - 12 * PAGE);
     let mut arena = arena_at(&mut rng, span)?;
@@ -74,14 +75,15 @@ fn unaligned(ctx: &Ctx) -> Outcome<String> {
     ended
         .whole(6)?
         .holds("exactly the whole chunks were parked", |r| {
-            r.parked == none + 6
+            r.chunks.parked == none + 6
         })?;
     Ok(ended.detail())
 }
 
 /// Mappings that differ in a flag meet inside chunks.
-fn shared_chunks(ctx: &Ctx) -> Outcome<String> {
+fn shared_chunks(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
+    let none = parked_without(ctx)?;
     let mut arena = Arena::new(&mut rng, 16)?;
     for chunk in [1, 4, 5] {
         let first = chunk * CHUNK_PAGES + 100;
@@ -100,11 +102,13 @@ fn shared_chunks(ctx: &Ctx) -> Outcome<String> {
     // Of the eight chunks 1, 4, 5, 6 and 7 are cut.
     ended
         .whole(3)?
-        .holds("the cut chunks were not parked", |r| r.parked < 8)?;
+        .holds("the cut chunks were not parked", |r| {
+            r.chunks.parked == none + 3
+        })?;
     Ok(ended.detail())
 }
 
-fn many_mappings(ctx: &Ctx) -> Outcome<String> {
+fn many_mappings(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let room = Span::reserve(24 * CHUNK)?;
     let (below, above) = (room.part(0, 8 * CHUNK), room.part(16 * CHUNK, 8 * CHUNK));
@@ -135,7 +139,7 @@ fn many_mappings(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// A few touched chunks in a terabyte: the side array must not be as large as the range.
-fn sparse_tib(ctx: &Ctx) -> Outcome<String> {
+fn sparse_tib(ctx: &Ctx) -> TestResult<String> {
     const TIB: usize = 1 << 40;
     const TOUCHED: usize = 24;
     let mut rng = ctx.rng();
@@ -188,7 +192,7 @@ fn sparse_tib(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn far_apart(ctx: &Ctx) -> Outcome<String> {
+fn far_apart(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     // Near the lowest and the highest address that user space may map; free in every process.
     let places = [0x10_0000_0000, 0x7000_0000_0000usize];
@@ -218,7 +222,7 @@ fn far_apart(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn many_parkable(ctx: &Ctx) -> Outcome<String> {
+fn many_parkable(ctx: &Ctx) -> TestResult<String> {
     const N: usize = 200;
     let mut rng = ctx.rng();
     let room = Span::reserve(2 * N * CHUNK)?;
@@ -256,7 +260,7 @@ fn many_parkable(ctx: &Ctx) -> Outcome<String> {
 
 /// From 6.4 on a fault needs no more than the lock of its VMA, so while fork() copies one VMA, another may get its first page,
 /// and with it the page table of a GiB in which the VMAs before it have none.
-fn touched_on_the_way(ctx: &Ctx) -> Outcome<String> {
+fn touched_on_the_way(ctx: &Ctx) -> TestResult<String> {
     skip_unless!(
         kernel_since(6, 4)?,
         "faults wait for the end of the fork here"
@@ -284,7 +288,7 @@ fn touched_on_the_way(ctx: &Ctx) -> Outcome<String> {
         let together = Barrier::new(2);
         // Somewhere in the middle of what the last fork took.
         let wait = fork_takes * rng.below(64) as u32 / 64;
-        let (session, touched, returned) = std::thread::scope(|scope| -> Outcome<_> {
+        let (session, touched, returned) = std::thread::scope(|scope| -> TestResult<_> {
             let toucher = scope.spawn(|| {
                 together.wait();
                 let start = Instant::now();
@@ -306,7 +310,7 @@ fn touched_on_the_way(ctx: &Ctx) -> Outcome<String> {
             .finish()
             .map_err(|v| v.at(format!("round {round}")))?;
         ended.done()?;
-        let parked = ended.report().map_or(0, |r| r.parked);
+        let parked = ended.report().map_or(0, |r| r.chunks.parked);
         if touched < returned && parked == arena.chunks() + 1 {
             met += 1;
         }

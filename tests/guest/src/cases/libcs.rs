@@ -5,10 +5,10 @@
 use super::Test;
 use crate::claim;
 use crate::ctx::Ctx;
-use crate::module::{self, device_error};
+use crate::module;
 use crate::session::Ended;
 use crate::sys::{self, cvt};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use asyncfork_uapi::Report;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -62,7 +62,7 @@ struct Place<'a> {
 
 impl<'a> Place<'a> {
     /// Gives this process mounts of its own, and with them the test's directory and the devices to `root`.
-    fn new(ctx: &'a Ctx, root: Option<PathBuf>) -> Outcome<Self> {
+    fn new(ctx: &'a Ctx, root: Option<PathBuf>) -> TestResult<Self> {
         fs::copy(ctx.library()?, ctx.scratch.join(LIBRARY))?;
         if let Some(root) = &root {
             // SAFETY: no memory is involved.
@@ -78,17 +78,17 @@ impl<'a> Place<'a> {
         Ok(Self { ctx, root })
     }
 
-    fn guest(ctx: &'a Ctx) -> Outcome<Self> {
+    fn guest(ctx: &'a Ctx) -> TestResult<Self> {
         Self::new(ctx, None)
     }
 
-    fn debian11(ctx: &'a Ctx) -> Outcome<Self> {
+    fn debian11(ctx: &'a Ctx) -> TestResult<Self> {
         let root = prepared("debian11")?.canonicalize()?;
         Self::new(ctx, Some(root))
     }
 
     /// A root with nothing but musl and devices.
-    fn musl(ctx: &'a Ctx) -> Outcome<Self> {
+    fn musl(ctx: &'a Ctx) -> TestResult<Self> {
         let root = ctx.scratch.join("root");
         for dir in ["dev", "lib", "mnt"] {
             fs::create_dir_all(root.join(dir))?;
@@ -127,7 +127,7 @@ impl<'a> Place<'a> {
 }
 
 /// One of the things in [`LIBCS`].
-fn prepared(name: &str) -> Outcome<PathBuf> {
+fn prepared(name: &str) -> TestResult<PathBuf> {
     let path = Path::new(LIBCS).join(name);
     if !path.exists() {
         let why = format!("{} is missing: scripts/libcs makes it", path.display());
@@ -137,7 +137,7 @@ fn prepared(name: &str) -> Outcome<PathBuf> {
 }
 
 /// mount(2) without a type, for all that is mounted below.
-fn mount(source: &Path, target: &Path, flags: libc::c_ulong) -> Outcome {
+fn mount(source: &Path, target: &Path, flags: libc::c_ulong) -> TestResult {
     let (source, place) = (sys::cstr(source), sys::cstr(target));
     // SAFETY: both strings live across the call.
     cvt(unsafe {
@@ -153,24 +153,24 @@ fn mount(source: &Path, target: &Path, flags: libc::c_ulong) -> Outcome {
     .at(format_args!("mount at {}", target.display()))
 }
 
-fn musl_alone(ctx: &Ctx) -> Outcome<String> {
+fn musl_alone(ctx: &Ctx) -> TestResult<String> {
     pages("musl", &Place::musl(ctx)?)
 }
 
-fn musl_beside_glibc(ctx: &Ctx) -> Outcome<String> {
+fn musl_beside_glibc(ctx: &Ctx) -> TestResult<String> {
     pages("musl", &Place::debian11(ctx)?)
 }
 
-fn old_glibc(ctx: &Ctx) -> Outcome<String> {
+fn old_glibc(ctx: &Ctx) -> TestResult<String> {
     pages("glibc", &Place::debian11(ctx)?)
 }
 
-fn newer_glibc(ctx: &Ctx) -> Outcome<String> {
+fn newer_glibc(ctx: &Ctx) -> TestResult<String> {
     pages("glibc", &Place::guest(ctx)?)
 }
 
 /// Runs the program of that name, which verifies its memory on both sides, and demands that all its forks were asynchronous.
-fn pages(name: &str, place: &Place) -> Outcome<String> {
+fn pages(name: &str, place: &Place) -> TestResult<String> {
     let ctx = place.ctx;
     let program = prepared(name)?;
     fs::copy(program, ctx.scratch.join(name))?;
@@ -196,12 +196,13 @@ fn pages(name: &str, place: &Place) -> Outcome<String> {
 
 /// Demands `forks` asynchronous forks by the process `parent` and no stock one since the module had counted `stock`, from
 /// the module and from the library's log.
-fn expect_async(ctx: &Ctx, parent: i32, stock: u64, chunks: u64, forks: usize) -> Outcome {
+fn expect_async(ctx: &Ctx, parent: i32, stock: u64, chunks: u64, forks: usize) -> TestResult {
     let device = module::open()?;
-    let reports = || -> Outcome<Vec<Report>> {
-        let recent = device.recent().map_err(device_error)?;
-        let of_parent = recent.entries().iter().filter(|r| r.parent_pid == parent);
-        Ok(of_parent.copied().collect())
+    let reports = || -> TestResult<Vec<Report>> {
+        let recent = module::recent(&device)?.into_iter();
+        Ok(recent
+            .filter(|r| r.id != 0 && r.parent_pid == parent)
+            .collect())
     };
     // They come in as they end.
     sys::poll_until(|| Ok::<_, Verdict>((reports()?.len() >= forks).then_some(())))?;
@@ -234,7 +235,7 @@ struct Redis {
 
 impl Redis {
     /// Started with a snapshot, if the test's directory has one.
-    fn start(place: &Place) -> Outcome<Self> {
+    fn start(place: &Place) -> TestResult<Self> {
         const SOCKET: &str = "socket";
         let socket = place.ctx.scratch.join(SOCKET);
         // Of an earlier one, if any.
@@ -280,7 +281,7 @@ impl Redis {
     }
 
     /// Waits for a line of that section of INFO.
-    fn wait_for(&mut self, section: &str, wanted: &str) -> Outcome {
+    fn wait_for(&mut self, section: &str, wanted: &str) -> TestResult {
         let info = format!("INFO {section}");
         let come = sys::poll_until(|| -> io::Result<_> {
             let text = self.call(&info)?;
@@ -290,7 +291,7 @@ impl Redis {
     }
 
     /// Ends it without another snapshot.
-    fn stop(mut self) -> Outcome {
+    fn stop(mut self) -> TestResult {
         let _ = self.call("SHUTDOWN NOSAVE");
         let status = self.process.wait()?;
         claim!(status.success(), "redis-server ended with {status}");
@@ -298,7 +299,7 @@ impl Redis {
     }
 }
 
-fn old_redis(ctx: &Ctx) -> Outcome<String> {
+fn old_redis(ctx: &Ctx) -> TestResult<String> {
     // Newer ones do it themselves.
     sys::allow_huge_pages(false)?;
     let place = Place::debian11(ctx)?;

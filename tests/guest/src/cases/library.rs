@@ -9,7 +9,7 @@ use crate::ctx::Ctx;
 use crate::mem::{probe, Arena};
 use crate::rng::Rng;
 use crate::sys::{self, Exit};
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use asyncfork_uapi::Reason;
 use std::process::{Command, Output};
 
@@ -72,7 +72,7 @@ pub fn forker(args: &ForkerArgs) -> anyhow::Result<bool> {
 const FORKS: u32 = 3;
 
 /// Runs the forker under the library.
-fn run(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> Outcome<Output> {
+fn run(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> TestResult<Output> {
     let library = ctx.library()?;
     let output = Command::new(std::env::current_exe()?)
         .args([
@@ -90,7 +90,7 @@ fn run(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> Outcome<Output> {
     Ok(output)
 }
 
-fn expect_success(output: &Output) -> Outcome {
+fn expect_success(output: &Output) -> TestResult {
     claim!(
         output.status.success(),
         "{}: {}",
@@ -101,14 +101,36 @@ fn expect_success(output: &Output) -> Outcome {
 }
 
 /// What a run of the forker added to the statistics: asynchronous and stock forks.
-fn counted(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> Outcome<(u64, u64)> {
+fn counted(ctx: &Ctx, mib: usize, env: &[(&str, &str)]) -> TestResult<(u64, u64)> {
     let before = ctx.stats()?;
     expect_success(&run(ctx, mib, env)?)?;
     let after = ctx.stats()?;
     Ok((after.r#async - before.r#async, after.stock - before.stock))
 }
 
-fn large(ctx: &Ctx) -> Outcome<String> {
+/// Demands that the library has said `words` so many times: it was there.
+fn expect_said(output: &Output, words: &str, times: u32) -> TestResult {
+    let said = String::from_utf8_lossy(&output.stderr);
+    let got = said.matches(words).count();
+    claim!(
+        got == times as usize,
+        "{words:?} {got} times, want {times}: {said}"
+    );
+    Ok(())
+}
+
+/// Demands that nobody is armed in a run of the forker, for a reason that the library gives so many times.
+fn expect_unarmed(ctx: &Ctx, env: &[(&str, &str)], reason: &str, times: u32) -> TestResult {
+    let env = [env, &[("ASYNCFORK_LOG", "debug")]].concat();
+    let before = ctx.stats()?;
+    let output = run(ctx, 16, &env)?;
+    expect_success(&output)?;
+    let armed = ctx.stats()?.armed - before.armed;
+    claim!(armed == 0, "armed {armed} times");
+    expect_said(&output, reason, times)
+}
+
+fn large(ctx: &Ctx) -> TestResult<String> {
     let got = counted(ctx, 80, &[])?;
     claim!(
         got == (u64::from(FORKS), 0),
@@ -126,33 +148,18 @@ fn large(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("{FORKS} async forks, twice"))
 }
 
-fn small(ctx: &Ctx) -> Outcome<String> {
-    let got = counted(ctx, 16, &[])?;
-    claim!(
-        got == (0, 0),
-        "{} async and {} stock forks of a process below the threshold",
-        got.0,
-        got.1
-    );
+fn small(ctx: &Ctx) -> TestResult<String> {
+    expect_unarmed(ctx, &[], "(ASYNCFORK_MIN_RSS)", FORKS)?;
     Ok("none armed".into())
 }
 
-fn off(ctx: &Ctx) -> Outcome<String> {
-    let got = counted(
-        ctx,
-        16,
-        &[("ASYNCFORK", "off"), ("ASYNCFORK_MIN_RSS", "8M")],
-    )?;
-    claim!(
-        got == (0, 0),
-        "{} async and {} stock forks with ASYNCFORK=off",
-        got.0,
-        got.1
-    );
+fn off(ctx: &Ctx) -> TestResult<String> {
+    let env = [("ASYNCFORK", "off"), ("ASYNCFORK_MIN_RSS", "8M")];
+    expect_unarmed(ctx, &env, "idle: ASYNCFORK=off", 1)?;
     Ok("none armed".into())
 }
 
-fn helpers(ctx: &Ctx) -> Outcome<String> {
+fn helpers(ctx: &Ctx) -> TestResult<String> {
     let before = ctx.stats()?;
     let got = counted(
         ctx,
@@ -165,10 +172,10 @@ fn helpers(ctx: &Ctx) -> Outcome<String> {
         got.0
     );
     let device = crate::module::open()?;
-    let recent = device.recent().map_err(crate::module::device_error)?;
+    let recent = crate::module::recent(&device)?;
     let asked: Vec<u32> = recent
-        .entries()
         .iter()
+        .filter(|r| r.id != 0)
         .take(FORKS as usize)
         .map(|r| r.helpers)
         .collect();
@@ -178,17 +185,17 @@ fn helpers(ctx: &Ctx) -> Outcome<String> {
     );
     Ok(format!(
         "{} chunks by helpers",
-        ctx.stats()?.by_helper - before.by_helper
+        ctx.stats()?.chunks.by_helper - before.chunks.by_helper
     ))
 }
 
-fn disabled(ctx: &Ctx) -> Outcome<String> {
+fn disabled(ctx: &Ctx) -> TestResult<String> {
     ctx.module.set("enabled", 0)?;
     let before = ctx.stats()?.stock_by(Reason::Disabled);
     let got = counted(ctx, 16, &[("ASYNCFORK_MIN_RSS", "8M")])?;
     let reason = ctx.stats()?.stock_by(Reason::Disabled) - before;
     claim!(
-        got == (0, reason),
+        got == (0, reason) && reason == u64::from(FORKS),
         "{} async and {} stock forks, {reason} of them disabled",
         got.0,
         got.1
@@ -196,7 +203,7 @@ fn disabled(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("{reason} stock forks"))
 }
 
-fn require_mode(ctx: &Ctx) -> Outcome<String> {
+fn require_mode(ctx: &Ctx) -> TestResult<String> {
     let env = [("ASYNCFORK", "require"), ("ASYNCFORK_MIN_RSS", "8M")];
     let got = counted(ctx, 16, &env)?;
     claim!(
@@ -214,12 +221,14 @@ fn require_mode(ctx: &Ctx) -> Outcome<String> {
     Ok("ENOSYS".into())
 }
 
-fn no_module(ctx: &Ctx) -> Outcome<String> {
+fn no_module(ctx: &Ctx) -> TestResult<String> {
     ctx.module.unload()?;
     let result = run(ctx, 16, &[("ASYNCFORK_MIN_RSS", "8M")]);
     ctx.module
         .load("")
         .map_err(|e| Verdict::Broken(format!("load again: {e}")))?;
-    expect_success(&result?)?;
+    let output = result?;
+    expect_success(&output)?;
+    expect_said(&output, "cannot be opened: ENOENT", 1)?;
     Ok(format!("{FORKS} stock forks"))
 }

@@ -9,7 +9,7 @@ use crate::hold::Plug;
 use crate::mem::{Arena, Span, Want, PAGE};
 use crate::module;
 use crate::sys::{self, is_errno};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require};
 use asyncfork_uapi::Arm;
 use std::fs::{File, OpenOptions};
@@ -38,7 +38,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Demands that the module cannot be unloaded now.
-fn expect_busy(ctx: &Ctx, why: &str) -> Outcome {
+fn expect_busy(ctx: &Ctx, why: &str) -> TestResult {
     let result = ctx.module.try_unload();
     claim!(
         is_errno(&result, libc::EAGAIN) || is_errno(&result, libc::EBUSY),
@@ -47,12 +47,12 @@ fn expect_busy(ctx: &Ctx, why: &str) -> Outcome {
     Ok(())
 }
 
-fn reload(ctx: &Ctx) -> Outcome {
+fn reload(ctx: &Ctx) -> TestResult {
     ctx.module.unload()?;
     ctx.module.load("").at("load again")
 }
 
-fn in_use(ctx: &Ctx) -> Outcome<String> {
+fn in_use(ctx: &Ctx) -> TestResult<String> {
     let plug = Plug::new()?;
     let mut arena = Arena::new(&mut ctx.rng(), 8)?;
     let device = module::open()?;
@@ -73,6 +73,9 @@ fn in_use(ctx: &Ctx) -> Outcome<String> {
     expect_busy(ctx, "a running session")?;
     arena.write_range(0..700, 1);
     expect_busy(ctx, "a session half pulled")?;
+    // Asking opens the device: not before.
+    let running = ctx.stats()?.running;
+    require!(running == 1, "{running} sessions run still");
     drop(hold);
     board.collect(&["child"])?;
     sys::wait(child)?;
@@ -85,12 +88,18 @@ fn in_use(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// Unarmed forks, page faults and unmappings on every processor while the hooks come and go.
-fn storm(ctx: &Ctx) -> Outcome<String> {
+fn storm(ctx: &Ctx) -> TestResult<String> {
     const ROUNDS: u32 = 3;
+    const WORKERS: usize = 3;
     let stop = ctx.scratch.join("stop");
     let board = Board::new()?;
+    // How often each worker has done its work.
+    let done = Span::reserve(PAGE)?;
+    done.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED)?;
+    let done_by = |n: usize| done.load(8 * n);
+    let all_done = || (0..WORKERS).map(done_by).collect::<Vec<u64>>();
     let mut workers = Vec::new();
-    for n in 0..3 {
+    for n in 0..WORKERS {
         workers.push(ctx.helper(&board, &format!("worker{n}"), || {
             let mut rng = crate::rng::Rng::new(ctx.seed, &format!("{}-{n}", ctx.name));
             let mut arena = Arena::new(&mut rng, 4)?;
@@ -109,12 +118,20 @@ fn storm(ctx: &Ctx) -> Outcome<String> {
                 scratch.map(libc::PROT_NONE, libc::MAP_PRIVATE)?;
                 let _ended = session.finish()?;
                 arena.verify()?;
+                done.store(8 * n, done_by(n) + 1);
             }
             Ok(())
         })?);
     }
     let mut arena = Arena::new(&mut ctx.rng(), 8)?;
-    let result = (0..ROUNDS).try_for_each(|round| -> Outcome {
+    let result = (0..ROUNDS).try_for_each(|round| -> TestResult {
+        // Each is in the midst of its work, once more.
+        let before = all_done();
+        let busy = sys::poll_until(|| -> TestResult<Option<()>> {
+            let all = before.iter().zip(all_done()).all(|(was, is)| is > *was);
+            Ok(all.then_some(()))
+        })?;
+        require!(busy.is_some(), "a worker does nothing");
         reload(ctx)?;
         let session = ctx.fork().start(|| arena.verify())?;
         arena.fill(round + 1);
@@ -127,10 +144,11 @@ fn storm(ctx: &Ctx) -> Outcome<String> {
     }
     result?;
     board.collect(&["worker0", "worker1", "worker2"])?;
-    Ok(format!("{ROUNDS} times"))
+    let work: u64 = all_done().iter().sum();
+    Ok(format!("{ROUNDS} times, beside {work} pieces of work"))
 }
 
-fn after_unload(ctx: &Ctx) -> Outcome<String> {
+fn after_unload(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     ctx.fork().start(|| arena.verify())?.finish()?.whole(8)?;
@@ -148,7 +166,7 @@ fn after_unload(ctx: &Ctx) -> Outcome<String> {
     Ok("4 forks without the module".into())
 }
 
-fn double_load(ctx: &Ctx) -> Outcome<String> {
+fn double_load(ctx: &Ctx) -> TestResult<String> {
     let result = ctx.module.load("");
     claim!(
         is_errno(&result, libc::EEXIST),
@@ -200,7 +218,7 @@ impl KernelLog {
 }
 
 /// Loads the module on a kernel that `params` make look unfit. Demands that it is refused with one line, and returns that.
-fn expect_unfit(ctx: &Ctx, params: &str) -> Outcome<String> {
+fn expect_unfit(ctx: &Ctx, params: &str) -> TestResult<String> {
     let log = KernelLog::from_now().at("/dev/kmsg")?;
     let result = ctx
         .module
@@ -220,7 +238,7 @@ fn expect_unfit(ctx: &Ctx, params: &str) -> Outcome<String> {
 }
 
 /// The module expects one parameter more of one function, for each that it hooks or calls.
-fn prototypes(ctx: &Ctx) -> Outcome<String> {
+fn prototypes(ctx: &Ctx) -> TestResult<String> {
     let names = ctx.module.get("fault_protos")?;
     let names: Vec<_> = names.split_whitespace().collect();
     claim!(
@@ -240,7 +258,7 @@ fn prototypes(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("{} functions", names.len()))
 }
 
-fn no_type_information(ctx: &Ctx) -> Outcome<String> {
+fn no_type_information(ctx: &Ctx) -> TestResult<String> {
     ctx.module.unload()?;
     let line = expect_unfit(ctx, "fault_count=1")?;
     claim!(
@@ -250,7 +268,7 @@ fn no_type_information(ctx: &Ctx) -> Outcome<String> {
     load_and_fork(ctx)
 }
 
-fn load_and_fork(ctx: &Ctx) -> Outcome<String> {
+fn load_and_fork(ctx: &Ctx) -> TestResult<String> {
     ctx.module.load("").at("load again")?;
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let ended = ctx.fork().start(|| arena.verify())?.finish()?;

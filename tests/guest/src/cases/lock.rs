@@ -9,7 +9,7 @@ use crate::mem::{Arena, Span};
 use crate::procfs;
 use crate::rng::Rng;
 use crate::sys;
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use asyncfork_uapi::Hook;
 
 pub const TESTS: &[Test] = &[
@@ -31,6 +31,7 @@ pub const TESTS: &[Test] = &[
     ),
     Test::racing(
         "mlock_and_munlock_beside_a_copying_child_disturb_nobody",
+        Hook::Walk,
         lock_and_unlock,
     ),
     Test::new(
@@ -40,7 +41,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Demands that every page counts as locked.
-fn expect_locked(span: Span) -> Outcome {
+fn expect_locked(span: Span) -> TestResult {
     let locked = procfs::smaps(0, span, "Locked")?;
     // The pages are shared with the child, so that each process counts half of each or all of it, by kernel version.
     claim!(
@@ -60,27 +61,27 @@ fn expect_locked(span: Span) -> Outcome {
     Ok(())
 }
 
-fn lock(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn lock(arena: &mut Arena, _: &mut Rng) -> TestResult {
     arena.span().lock(0)?;
     expect_locked(arena.span())?;
     arena.fill(1);
     Ok(())
 }
 
-fn lock_and_unlock(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn lock_and_unlock(arena: &mut Arena, _: &mut Rng) -> TestResult {
     arena.span().lock(0)?;
     arena.span().unlock()?;
     arena.fill(1);
     Ok(())
 }
 
-fn lock_on_fault(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn lock_on_fault(arena: &mut Arena, _: &mut Rng) -> TestResult {
     arena.span().lock(libc::MLOCK_ONFAULT)?;
     arena.fill(1);
     expect_locked(arena.span())
 }
 
-fn lock_all(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn lock_all(arena: &mut Arena, _: &mut Rng) -> TestResult {
     // SAFETY: locking changes no contents.
     sys::cvt(unsafe { libc::mlockall(libc::MCL_CURRENT) }).at("mlockall")?;
     expect_locked(arena.span())?;
@@ -89,7 +90,7 @@ fn lock_all(arena: &mut Arena, _: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn parked_locked(ctx: &Ctx) -> Outcome<String> {
+fn parked_locked(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     let span = arena.span();
     span.lock(0)?;

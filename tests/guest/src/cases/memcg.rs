@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! No memory for the page tables of a pull: the parent loses nothing, the child is complete or dead.
 
-use super::common::{pause, Gate};
+use super::common::{pause, rounds, Gate};
 use super::Test;
 use crate::cgroup::Cgroup;
 use crate::claim;
@@ -10,7 +10,7 @@ use crate::hold::Hold;
 use crate::mem::{Arena, Span};
 use crate::require;
 use crate::sys::cvt;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use std::arch::asm;
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -48,7 +48,7 @@ fn unkillable() -> io::Result<()> {
     fs::write("/proc/self/oom_score_adj", "-1000")
 }
 
-fn child_starved(ctx: &Ctx) -> Outcome<String> {
+fn child_starved(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), MIB)?;
     let full = ctx.cgroup.child("full")?;
     full.set("memory.max", 0)?;
@@ -66,7 +66,9 @@ fn child_starved(ctx: &Ctx) -> Outcome<String> {
     ended
         .parked(CHUNKS)?
         .aborted()?
-        .holds("chunks were given back uncopied", |r| r.reattached > 0)?;
+        .holds("chunks were given back uncopied", |r| {
+            r.chunks.reattached > 0
+        })?;
     let now = ctx.stats()?.killed;
     claim!(
         now > killed,
@@ -76,11 +78,10 @@ fn child_starved(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// The kernel's own OOM killer takes the child while it copies.
-fn child_oom(ctx: &Ctx) -> Outcome<String> {
+fn child_oom(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, MIB)?;
-    let mut aborted = 0;
-    for round in 0..6 {
+    let (rounds, aborted) = rounds(ctx, 6, |round| {
         let tight = ctx.cgroup.child(&format!("tight{round}"))?;
         tight.set("memory.max", rng.below(20) * 4096)?;
         let session = ctx.fork().into_cgroup(&tight)?.start(|| arena.verify())?;
@@ -90,11 +91,17 @@ fn child_oom(ctx: &Ctx) -> Outcome<String> {
         arena
             .verify()
             .map_err(|v| v.at(format!("parent, round {round}")))?;
-        ended.parked(CHUNKS)?;
-        aborted += u32::from(ended.was_killed());
-    }
-    require!(aborted > 0, "no child was killed");
-    Ok(format!("6 rounds, {aborted} children killed"))
+        let report = ended.parked(CHUNKS)?.report();
+        let during = report.is_some_and(|r| r.chunks.reattached > 0);
+        claim!(
+            ended.was_killed() || !during,
+            "a child lives whose copy was given up"
+        );
+        Ok(during.into())
+    })?;
+    Ok(format!(
+        "{rounds} rounds, {aborted} children killed during their copies"
+    ))
 }
 
 /// Makes this thread's rseq area a private page again after a fork: the kernel writes to it whenever the thread was
@@ -164,7 +171,7 @@ fn pull_without_memory(limit: &File, span: Span) -> io::Result<()> {
     Ok(())
 }
 
-fn parent_starved(ctx: &Ctx) -> Outcome<String> {
+fn parent_starved(ctx: &Ctx) -> TestResult<String> {
     let group = ctx.cgroup.child("parent")?;
     group.enter()?;
     // The program's own text is reclaimed at the limit like any file, and could not be read in again.
@@ -192,12 +199,14 @@ fn parent_starved(ctx: &Ctx) -> Outcome<String> {
     ended
         .parked(CHUNKS)?
         .aborted()?
-        .holds("chunks were given back uncopied", |r| r.reattached > 0)?;
+        .holds("chunks were given back uncopied", |r| {
+            r.chunks.reattached > 0
+        })?;
     Ok(ended.detail())
 }
 
 /// Room for the parent alone, but not for copies of all its pages: the child is the one to go.
-fn both_at_limit(ctx: &Ctx) -> Outcome<String> {
+fn both_at_limit(ctx: &Ctx) -> TestResult<String> {
     let group: Cgroup = ctx.cgroup.child("both")?;
     group.enter()?;
     let mut rng = ctx.rng();
@@ -232,6 +241,9 @@ fn both_at_limit(ctx: &Ctx) -> Outcome<String> {
             .verify()
             .map_err(|v| v.at(format!("parent, round {round}")))?;
         ended.parked(CHUNKS)?;
+        if !ended.was_killed() {
+            ended.done()?;
+        }
         killed += u32::from(ended.was_killed());
     }
     require!(killed > 0, "no child was killed for memory");

@@ -2,7 +2,7 @@
 //! Page migration. A migration under way when the memory is parked leaves entries that only its end can put right: these
 //! tests go on until the module has seen one, and are broken if it never does.
 
-use super::common::{pause, Gate};
+use super::common::{pause, rounds, Gate};
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
@@ -10,7 +10,7 @@ use crate::hold::Plug;
 use crate::mem::{Arena, Shape, Span, Want, CHUNK_PAGES, PAGE};
 use crate::procfs;
 use crate::sys::{self, cvt, Exit};
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use crate::{claim, require, skip_unless};
 use asyncfork_uapi::Hook;
 use std::collections::BTreeMap;
@@ -41,7 +41,7 @@ pub const TESTS: &[Test] = &[
     .module(),
 ];
 
-fn migrations(ctx: &Ctx) -> Outcome<u64> {
+fn migrations(ctx: &Ctx) -> TestResult<u64> {
     Ok(ctx.stats()?.pulls_by(Hook::Migration))
 }
 
@@ -51,7 +51,7 @@ fn fork_meanwhile(
     arena: &mut Arena,
     rng: &mut crate::rng::Rng,
     forks: u32,
-) -> Outcome<u64> {
+) -> TestResult<u64> {
     let mut parked = 0;
     for gen in 1..=forks {
         let session = ctx.fork().start(|| arena.verify())?;
@@ -60,13 +60,17 @@ fn fork_meanwhile(
         arena.write_range(range, gen);
         let ended = session.finish()?;
         arena.verify().map_err(|v| v.at("parent"))?;
-        parked += ended.parked(1)?.done()?.report().map_or(0, |r| r.parked);
+        parked += ended
+            .parked(1)?
+            .done()?
+            .report()
+            .map_or(0, |r| r.chunks.parked);
     }
     Ok(parked)
 }
 
 /// Rounds until the module has pulled for a migration in flight.
-fn until_caught(ctx: &Ctx, mut round: impl FnMut() -> Outcome<u64>) -> Outcome<String> {
+fn until_caught(ctx: &Ctx, mut round: impl FnMut() -> TestResult<u64>) -> TestResult<String> {
     let (start, moved_before) = (migrations(ctx)?, procfs::vmstat("pgmigrate_success")?);
     let mut parked = 0;
     for n in 1..=MAX_ROUNDS {
@@ -86,8 +90,9 @@ fn until_caught(ctx: &Ctx, mut round: impl FnMut() -> Outcome<u64>) -> Outcome<S
 }
 
 /// An arena of `mib` MiB, of which every n-th page is written, whose page frames alternate with free ones, which makes
-/// compaction move it.
-fn scattered(rng: &mut crate::rng::Rng, mib: usize, nth: usize) -> Outcome<Arena> {
+/// compaction move it. More are free if there is room for them: some stay in the lists of the processors, where it does not
+/// find them.
+fn scattered(rng: &mut crate::rng::Rng, mib: usize, nth: usize) -> TestResult<Arena> {
     let mut arena = Arena::planned(rng, Shape::Whole(mib))?;
     arena.map()?;
     arena.expect(0..arena.pages(), Want::Zero);
@@ -95,7 +100,9 @@ fn scattered(rng: &mut crate::rng::Rng, mib: usize, nth: usize) -> Outcome<Arena
     filler.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
     filler.advise(libc::MADV_NOHUGEPAGE)?;
     for page in (0..arena.pages()).step_by(nth) {
-        filler.store(page * PAGE, 1);
+        for beside in page..page + nth.min(4) {
+            filler.store(beside * PAGE, 1);
+        }
         arena.write(page, 0);
     }
     filler.unmap()?;
@@ -104,57 +111,66 @@ fn scattered(rng: &mut crate::rng::Rng, mib: usize, nth: usize) -> Outcome<Arena
 
 /// Each failed move of a parked page pulls its chunk, which takes a page table: from the child's memory, not from the system's
 /// reserves and not beyond the limit. Without memory the session is aborted, and the parent loses nothing.
-fn within_limit(ctx: &Ctx) -> Outcome<String> {
+fn within_limit(ctx: &Ctx) -> TestResult<String> {
     /// More chunks than pages that a processor may have charged in advance (MEMCG_CHARGE_BATCH, 64).
     const MIB: usize = 320;
     /// Pages of a chunk.
     const EACH: usize = 16;
     let mut rng = ctx.rng();
-    let plug = Plug::new()?;
-    let (board, gate) = (Board::new()?, Gate::new()?);
-    let compactor = ctx.helper(&board, "compactor", || {
-        gate.pass()?;
-        Ok(fs::write("/proc/sys/vm/compact_memory", "1")?)
+    let mut last = String::new();
+    // Whether compaction moves anything is up to it.
+    let (rounds, _) = rounds(ctx, 1, |round| {
+        let plug = Plug::new()?;
+        let (board, gate) = (Board::new()?, Gate::new()?);
+        let compactor = ctx.helper(&board, "compactor", || {
+            gate.pass()?;
+            Ok(fs::write("/proc/sys/vm/compact_memory", "1")?)
+        })?;
+        let mut arena = scattered(&mut rng, MIB, CHUNK_PAGES / EACH)?;
+        let group = ctx.cgroup.child(&format!("limited{round}"))?;
+        let used = |file: &str| -> TestResult<u64> {
+            Ok(group.get(file)?.parse().map_err(std::io::Error::other)?)
+        };
+        let hold = plug.hold()?;
+        let session = ctx.fork().into_cgroup(&group)?.start(|| arena.verify())?;
+        session.expect_running()?;
+        hold.step_aside()?;
+        let limit = used("memory.current")?;
+        group.set("memory.max", limit)?;
+        gate.open(0)?;
+        sys::wait(compactor)?;
+        let peak = used("memory.peak")?;
+        group.set("memory.max", "max")?;
+        claim!(
+            peak <= limit,
+            "{peak} bytes were in use, {} beyond memory.max",
+            peak - limit
+        );
+        session.expect_child_held()?;
+        drop(hold);
+        let ended = session.finish_killed()?;
+        // Not before: the child has the board, too.
+        board.collect(&["compactor"])?;
+        arena.verify().at("parent")?;
+        for page in (0..arena.pages()).step_by(CHUNK_PAGES) {
+            arena.write(page, 1);
+        }
+        arena.verify().at("parent, written")?;
+        ended.parked(MIB as u64 / 2)?;
+        if ended.was_killed() {
+            ended.aborted()?;
+        } else {
+            ended.done()?;
+        }
+        arena.span().unmap()?;
+        last = ended.detail();
+        let pulled = ended.report().map_or(0, |r| r.pulls_by(Hook::Migration));
+        Ok(u64::from(ended.was_killed() || pulled > 64))
     })?;
-    let mut arena = scattered(&mut rng, MIB, CHUNK_PAGES / EACH)?;
-    let group = ctx.cgroup.child("limited")?;
-    let used = |file: &str| -> Outcome<u64> {
-        Ok(group.get(file)?.parse().map_err(std::io::Error::other)?)
-    };
-    let hold = plug.hold()?;
-    let session = ctx.fork().into_cgroup(&group)?.start(|| arena.verify())?;
-    session.expect_running()?;
-    hold.step_aside()?;
-    let limit = used("memory.current")?;
-    group.set("memory.max", limit)?;
-    gate.open(0)?;
-    sys::wait(compactor)?;
-    let peak = used("memory.peak")?;
-    group.set("memory.max", "max")?;
-    claim!(
-        peak <= limit,
-        "{peak} bytes were in use, {} beyond memory.max",
-        peak - limit
-    );
-    board.collect(&["compactor"])?;
-    session.expect_child_held()?;
-    drop(hold);
-    let ended = session.finish_killed()?;
-    arena.verify().at("parent")?;
-    for page in (0..arena.pages()).step_by(CHUNK_PAGES) {
-        arena.write(page, 1);
-    }
-    arena.verify().at("parent, written")?;
-    let pulled = ended.report().map_or(0, |r| r.pulls_by(Hook::Migration));
-    require!(
-        ended.was_killed() || pulled > 64,
-        "compaction met {pulled} parked chunks only"
-    );
-    ended.parked(MIB as u64 / 2)?;
-    Ok(ended.detail())
+    Ok(format!("round {rounds}: {last}"))
 }
 
-fn compaction(ctx: &Ctx) -> Outcome<String> {
+fn compaction(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     until_caught(ctx, || {
         let board = Board::new()?;
@@ -173,7 +189,7 @@ fn compaction(ctx: &Ctx) -> Outcome<String> {
     })
 }
 
-fn expect_two_nodes() -> Outcome {
+fn expect_two_nodes() -> TestResult {
     skip_unless!(
         Path::new("/sys/devices/system/node/node1").exists(),
         "one memory node only; boot with two (numa=fake=2)"
@@ -182,7 +198,7 @@ fn expect_two_nodes() -> Outcome {
 }
 
 /// Moves all pages of `span` of process `pid` to `node`; pages that are busy stay.
-fn move_to_node(pid: i32, span: Span, node: i32) -> Outcome {
+fn move_to_node(pid: i32, span: Span, node: i32) -> TestResult {
     const MPOL_MF_MOVE_ALL: i32 = 4;
     let pages: Vec<usize> = (0..span.pages()).map(|p| span.page(p).addr()).collect();
     let nodes = vec![node; pages.len()];
@@ -203,7 +219,7 @@ fn move_to_node(pid: i32, span: Span, node: i32) -> Outcome {
     Ok(())
 }
 
-fn move_pages(ctx: &Ctx) -> Outcome<String> {
+fn move_pages(ctx: &Ctx) -> TestResult<String> {
     expect_two_nodes()?;
     let mut rng = ctx.rng();
     let parent = sys::pid();
@@ -225,7 +241,7 @@ fn move_pages(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// migrate_pages(2) moves a whole process: its page walk must find parked pages.
-fn migrate_process(ctx: &Ctx) -> Outcome<String> {
+fn migrate_process(ctx: &Ctx) -> TestResult<String> {
     expect_two_nodes()?;
     let plug = Plug::new()?;
     let mut rng = ctx.rng();
@@ -268,7 +284,7 @@ fn migrate_process(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// The directory of the movable memory block that holds the most pages of the arena.
-fn movable_block(arena: &Arena) -> Outcome<Option<PathBuf>> {
+fn movable_block(arena: &Arena) -> TestResult<Option<PathBuf>> {
     let size = fs::read_to_string("/sys/devices/system/memory/block_size_bytes")?;
     let size = u64::from_str_radix(size.trim(), 16).map_err(std::io::Error::other)?;
     let mut count = BTreeMap::new();
@@ -286,7 +302,7 @@ fn movable_block(arena: &Arena) -> Outcome<Option<PathBuf>> {
 }
 
 /// An arena whose frames are taken after those of a large filler, so that they are not all in the first movable block.
-fn arena_behind_filler(rng: &mut crate::rng::Rng) -> Outcome<Arena> {
+fn arena_behind_filler(rng: &mut crate::rng::Rng) -> TestResult<Arena> {
     let filler = Span::reserve(256 << 20)?;
     filler.map(libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE)?;
     filler.advise(libc::MADV_NOHUGEPAGE)?;
@@ -296,14 +312,34 @@ fn arena_behind_filler(rng: &mut crate::rng::Rng) -> Outcome<Arena> {
     Ok(arena)
 }
 
-fn offline(ctx: &Ctx) -> Outcome<String> {
+/// Whether any memory can be taken offline.
+fn expect_movable_zone() -> TestResult {
+    let zones = fs::read_to_string("/proc/zoneinfo")?;
+    let mut movable = zones
+        .split("zone")
+        .filter(|z| z.trim_start().starts_with("Movable"));
+    let exists = movable.any(|zone| {
+        let mut words = zone.split_whitespace().skip_while(|w| *w != "present");
+        words.nth(1).is_some_and(|pages| pages != "0")
+    });
+    skip_unless!(exists, "no movable zone; boot with one (movablecore=1G)");
+    Ok(())
+}
+
+fn offline(ctx: &Ctx) -> TestResult<String> {
+    expect_movable_zone()?;
     let mut rng = ctx.rng();
     let (mut parked, mut done) = (0, 0);
-    for _ in 0..6 {
+    // Rounds in which pages were migrated while the parent forked.
+    let (start, moved) = (migrations(ctx)?, || procfs::vmstat("pgmigrate_success"));
+    let (rounds, met) = rounds(ctx, 6, |_| {
         let mut arena = arena_behind_filler(&mut rng)?;
-        let Some(block) = movable_block(&arena)? else {
-            continue;
-        };
+        let block = movable_block(&arena)?;
+        require!(
+            block.is_some(),
+            "no page of the arena is in the movable zone"
+        );
+        let Some(block) = block else { return Ok(0) };
         let board = Board::new()?;
         // Offlining retries until it succeeds, finds an unmovable page or gets a signal.
         let remover = ctx.helper(&board, "remover", || {
@@ -319,7 +355,9 @@ fn offline(ctx: &Ctx) -> Outcome<String> {
             }
             Ok(())
         })?;
+        let before = moved()?;
         parked += fork_meanwhile(ctx, &mut arena, &mut rng, 4)?;
+        let met = moved()? > before;
         match sys::wait(remover)? {
             Exit::Signal {
                 signal: libc::SIGALRM,
@@ -327,14 +365,13 @@ fn offline(ctx: &Ctx) -> Outcome<String> {
             } => {}
             _ => board.collect(&["remover"])?,
         }
-        done += u32::from(fs::remove_file(ctx.scratch.join("offlined")).is_ok());
+        let offlined = fs::remove_file(ctx.scratch.join("offlined")).is_ok();
+        done += u32::from(offlined);
         arena.span().unmap()?;
-    }
-    skip_unless!(
-        done > 0,
-        "no memory block can be taken offline; boot with a movable zone (movablecore=1G)"
-    );
+        Ok(u64::from(offlined && met))
+    })?;
+    require!(done > 0, "no memory block could be taken offline");
     Ok(format!(
-        "24 forks, {parked} chunks parked, {done} memory blocks taken offline and back"
+        "{rounds} times 4 forks, {parked} chunks parked, {done} memory blocks taken offline and back, {met} of them meanwhile, {} migrations caught in flight", migrations(ctx)? - start
     ))
 }

@@ -2,7 +2,8 @@
 //! A thread armed several times: for a fork, and for forks inside it. Each ARM is for the fork it was made for.
 
 use super::device::{
-    arm, forked, is_busy, no_session, open, plain_fork, raw_ioctl, raw_open, report,
+    arm, armed_then, forked, forking_shell, is_busy, no_session, open, plain_fork, raw_ioctl,
+    raw_open, report,
 };
 use super::Test;
 use crate::board::Board;
@@ -13,11 +14,9 @@ use crate::hold::Hold;
 use crate::mem::Arena;
 use crate::session::Session;
 use crate::sys::{self, cvt, Exit};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use asyncfork_uapi::{self as abi, Arm, Device, Hook, Outcome as Fate};
 use std::fs;
-use std::os::fd::AsRawFd;
-use std::os::unix::process::CommandExt;
 use std::process::Command;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
@@ -42,7 +41,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// The descriptor's fork was asynchronous and made this child.
-fn expect_child(device: &Device, pid: i32, who: &str) -> Outcome {
+fn expect_child(device: &Device, pid: i32, who: &str) -> TestResult {
     let r = report(device)?;
     claim!(
         r.outcome() == Fate::Async && r.child_pid == pid && r.parent_pid == sys::pid(),
@@ -55,7 +54,7 @@ fn expect_child(device: &Device, pid: i32, who: &str) -> Outcome {
     Ok(())
 }
 
-fn expect_none(device: &Device, who: &str) -> Outcome {
+fn expect_none(device: &Device, who: &str) -> TestResult {
     let r = report(device)?;
     claim!(
         r.outcome() == Fate::None,
@@ -65,7 +64,7 @@ fn expect_none(device: &Device, who: &str) -> Outcome {
     Ok(())
 }
 
-fn each(ctx: &Ctx) -> Outcome<String> {
+fn each(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let (outer, inner) = (open()?, open()?);
     arm(&outer)?;
@@ -83,7 +82,7 @@ fn each(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("children {first} and {second}"))
 }
 
-fn close_newest(ctx: &Ctx) -> Outcome<String> {
+fn close_newest(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let outer = open()?;
     arm(&outer)?;
@@ -98,8 +97,10 @@ fn close_newest(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// Random ARMs, closes and forks, against a vector.
-fn stack(ctx: &Ctx) -> Outcome<String> {
+fn stack(ctx: &Ctx) -> TestResult<String> {
     const STEPS: usize = 150;
+    /// ARMs that are there in any case.
+    const DEEP: usize = 6;
     let mut rng = ctx.rng();
     let arena = Arena::new(&mut rng, 2)?;
     // Open, and not armed: to be armed again.
@@ -107,7 +108,7 @@ fn stack(ctx: &Ctx) -> Outcome<String> {
     let mut armed: Vec<Device> = Vec::new();
     let (mut forks, mut deepest) = (0, 0);
     for step in 0..STEPS {
-        match rng.below(6) {
+        match if step < DEEP { 0 } else { rng.below(6) } {
             0..=2 => {
                 let device = match idle.pop() {
                     Some(device) => device,
@@ -134,11 +135,10 @@ fn stack(ctx: &Ctx) -> Outcome<String> {
         expect_child(&newest, pid, "the rest")?;
     }
     no_session(ctx, || plain_fork(&arena))?;
-    claim!(deepest > 5, "never more than {deepest} at a time");
     Ok(format!("{forks} forks, up to {deepest} ARMs"))
 }
 
-fn copies(ctx: &Ctx) -> Outcome<String> {
+fn copies(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let files = [raw_open()?, raw_open()?];
     let all = Arm::default();
@@ -173,11 +173,11 @@ fn copies(ctx: &Ctx) -> Outcome<String> {
     Ok("two ARMs, two forks".into())
 }
 
-fn thread_ends(ctx: &Ctx) -> Outcome<String> {
+fn thread_ends(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 8)?;
     let mut left = Vec::new();
     for _ in 0..3 {
-        let thread = std::thread::spawn(|| -> Outcome<Vec<Device>> {
+        let thread = std::thread::spawn(|| -> TestResult<Vec<Device>> {
             let devices = [open()?, open()?, open()?];
             devices.iter().try_for_each(arm)?;
             Ok(devices.into())
@@ -193,32 +193,12 @@ fn thread_ends(ctx: &Ctx) -> Outcome<String> {
     Ok("3 threads, 3 ARMs each".into())
 }
 
-/// Starts a process that is armed twice, and then becomes another program; the descriptors stay open.
-fn armed_then(ctx: &Ctx, program: &mut Command) -> Outcome {
-    let board = Board::new()?;
-    let pid = ctx.helper(&board, "execs", || {
-        let all = Arm::default();
-        for _ in 0..2 {
-            let file = raw_open()?;
-            raw_ioctl(&file, abi::IOC_ARM, &raw const all as usize)?;
-            // SAFETY: plain numbers; without FD_CLOEXEC from now on.
-            cvt(unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETFD, 0) })?;
-            std::mem::forget(file);
-        }
-        Err(program.exec()).at("exec")
-    })?;
-    claim!(sys::wait(pid)? == Exit::Code(0), "the new program failed");
-    board.collect(&[])
-}
-
-fn execs(ctx: &Ctx) -> Outcome<String> {
-    let mut shell = Command::new("/bin/sh");
-    shell.args(["-c", "(/bin/true); (/bin/true); (/bin/true); /bin/true"]);
-    no_session(ctx, || armed_then(ctx, &mut shell))?;
+fn execs(ctx: &Ctx) -> TestResult<String> {
+    no_session(ctx, || armed_then(ctx, 2, true, &mut forking_shell()))?;
     Ok("two ARMs".into())
 }
 
-fn above(ctx: &Ctx) -> Outcome<String> {
+fn above(ctx: &Ctx) -> TestResult<String> {
     const FORKS: u64 = 3;
     let library = ctx.library()?;
     let said = ctx.scratch.join("stderr");
@@ -231,7 +211,7 @@ fn above(ctx: &Ctx) -> Outcome<String> {
         // Not to the guest's: a write there may pin memory.
         .stderr(fs::File::create(&said)?);
     let before = ctx.stats()?;
-    armed_then(ctx, &mut forker)?;
+    armed_then(ctx, 2, true, &mut forker)?;
     let after = ctx.stats()?;
     let forks = (after.r#async - before.r#async, after.stock - before.stock);
     claim!(
@@ -248,7 +228,7 @@ fn above(ctx: &Ctx) -> Outcome<String> {
 struct Inner<'a> {
     ctx: &'a Ctx,
     arena: &'a Arena,
-    session: Option<Outcome<Session>>,
+    session: Option<TestResult<Session>>,
 }
 
 /// For the handler's next run; it forks once, as its own fork calls it, too.
@@ -263,7 +243,7 @@ unsafe extern "C" fn fork_inside_fork() {
     }
 }
 
-fn atfork(ctx: &Ctx) -> Outcome<String> {
+fn atfork(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     // SAFETY: the handler does nothing until it is told to.
     let error = unsafe { libc::pthread_atfork(Some(fork_inside_fork), None, None) };

@@ -9,7 +9,7 @@ use crate::mem::Arena;
 use crate::procfs::{self, PFN, PRESENT, SOFT_DIRTY};
 use crate::rng::Rng;
 use crate::sys;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use asyncfork_uapi::Hook;
 use std::fs;
 
@@ -25,6 +25,7 @@ pub const TESTS: &[Test] = &[
     ),
     Test::racing(
         "pagemap_and_smaps_read_beside_a_copying_child_are_complete",
+        Hook::Walk,
         both,
     ),
     Test::new(
@@ -41,7 +42,7 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-fn pagemap(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn pagemap(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let map = procfs::pagemap(0, arena.span())?;
     match map.iter().position(|e| e & PRESENT == 0) {
         Some(page) => Err(Verdict::Failed(format!(
@@ -52,14 +53,14 @@ fn pagemap(arena: &mut Arena, _: &mut Rng) -> Outcome {
     }
 }
 
-fn smaps(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn smaps(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let rss = procfs::smaps(0, arena.span(), "Rss")?;
     let want = arena.span().len() >> 10;
     claim!(rss == want, "Rss {rss} KiB, want {want} KiB");
     Ok(())
 }
 
-fn numa_maps(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn numa_maps(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let text = fs::read_to_string("/proc/self/numa_maps")
         .map_err(|e| Verdict::Skip(format!("numa_maps: {e}")))?;
     let start = format!("{:x} ", arena.span().addr());
@@ -83,7 +84,7 @@ fn numa_maps(arena: &mut Arena, _: &mut Rng) -> Outcome {
 }
 
 /// move_pages(2) without target nodes only asks where the pages are.
-fn nodes(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn nodes(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let pages: Vec<*mut libc::c_void> = (0..arena.pages())
         .map(|page| arena.part(page..page + 1).ptr())
         .collect();
@@ -110,14 +111,14 @@ fn nodes(arena: &mut Arena, _: &mut Rng) -> Outcome {
     }
 }
 
-fn mincore(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn mincore(arena: &mut Arena, _: &mut Rng) -> TestResult {
     match arena.span().resident()?.iter().position(|r| !r) {
         Some(page) => Err(Verdict::Failed(format!("page {page} is not resident"))),
         None => Ok(()),
     }
 }
 
-fn both(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn both(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     if rng.one_in(2) {
         pagemap(arena, rng)?;
         smaps(arena, rng)
@@ -127,19 +128,19 @@ fn both(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     }
 }
 
-fn clear_soft_dirty() -> Outcome {
+fn clear_soft_dirty() -> TestResult {
     fs::write("/proc/self/clear_refs", "4").at("clear_refs")
 }
 
 /// Pages whose soft-dirty bit is set.
-fn dirty(arena: &Arena) -> Outcome<Vec<usize>> {
+fn dirty(arena: &Arena) -> TestResult<Vec<usize>> {
     let map = procfs::pagemap(0, arena.span())?;
     Ok((0..map.len())
         .filter(|&p| map[p] & SOFT_DIRTY != 0)
         .collect())
 }
 
-fn soft_dirty(ctx: &Ctx) -> Outcome<String> {
+fn soft_dirty(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     let hold = Hold::new()?;
@@ -162,11 +163,13 @@ fn soft_dirty(ctx: &Ctx) -> Outcome<String> {
         got.len(),
         written.len()
     );
-    ended.whole(arena.chunks())?.pulled(Hook::Walk, 1)?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Walk, arena.chunks())?;
     Ok(ended.detail())
 }
 
-fn soft_dirty_before(ctx: &Ctx) -> Outcome<String> {
+fn soft_dirty_before(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     clear_soft_dirty()?;
@@ -199,9 +202,9 @@ fn soft_dirty_before(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn same_frames(ctx: &Ctx) -> Outcome<String> {
+fn same_frames(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 16)?;
-    let frames = || -> Outcome<Vec<u64>> {
+    let frames = || -> TestResult<Vec<u64>> {
         Ok(procfs::pagemap(0, arena.span())?
             .iter()
             .map(|e| e & (PFN | PRESENT))
@@ -218,10 +221,13 @@ fn same_frames(ctx: &Ctx) -> Outcome<String> {
     })?;
     session.expect_running()?;
     claim!(frames()? == before, "frames changed while parked");
+    session.expect_child_held()?;
     drop(hold);
     let ended = session.finish()?;
     claim!(frames()? == before, "frames changed after the session");
     arena.verify()?;
-    ended.whole(arena.chunks())?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Walk, arena.chunks())?;
     Ok(ended.detail())
 }

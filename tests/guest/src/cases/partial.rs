@@ -12,7 +12,7 @@ use crate::mem::{Arena, Shape, Span, Want, CHUNK, PAGE};
 use crate::rng::Rng;
 use crate::session::Ended;
 use crate::sys::{self, cvt};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require};
 use asyncfork_uapi::Hook;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
@@ -71,7 +71,7 @@ fn free_pages(arena: &Arena) -> Vec<Span> {
         .collect()
 }
 
-fn map_anonymous(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn map_anonymous(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     for page in free_pages(arena) {
         page.map(RW, libc::MAP_PRIVATE)?;
         let mut fresh = Arena::adopt(rng, page, Want::Zero);
@@ -83,7 +83,7 @@ fn map_anonymous(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn map_populated(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn map_populated(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     for page in free_pages(arena) {
         page.map(RW, libc::MAP_PRIVATE | libc::MAP_POPULATE)?;
         Arena::adopt(rng, page, Want::Zero).verify()?;
@@ -92,7 +92,7 @@ fn map_populated(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn map_shared(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn map_shared(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let file = sys::memfd(PAGE)?;
     for page in free_pages(arena) {
         page.map_fd(RW, libc::MAP_SHARED | libc::MAP_POPULATE, file.as_fd(), 0)?;
@@ -106,7 +106,7 @@ fn map_shared(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn move_beside(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn move_beside(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     for page in free_pages(arena) {
         let from = Span::reserve(PAGE)?;
         from.map(RW, libc::MAP_PRIVATE)?;
@@ -119,7 +119,7 @@ fn move_beside(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn second_fork(ctx: &Ctx) -> Outcome<String> {
+fn second_fork(ctx: &Ctx) -> TestResult<String> {
     allow_shape(ctx, SHAPE)?;
     let mut arena = Arena::shaped(&mut ctx.rng(), SHAPE)?;
     let hold = Hold::new()?;
@@ -140,7 +140,7 @@ fn second_fork(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn orphan(ctx: &Ctx) -> Outcome<String> {
+fn orphan(ctx: &Ctx) -> TestResult<String> {
     allow_shape(ctx, SHAPE)?;
     let board = Board::new()?;
     let parent = ctx.helper(&board, "parent", || {
@@ -159,7 +159,7 @@ fn orphan(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// A packet socket's ring: mmap fills the page tables at once, without a fault.
-fn packet_ring() -> Outcome<OwnedFd> {
+fn packet_ring() -> TestResult<OwnedFd> {
     const PACKET_RX_RING: i32 = 5;
     // SAFETY: plain numbers.
     let fd = cvt(unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) })
@@ -183,7 +183,7 @@ fn packet_ring() -> Outcome<OwnedFd> {
 }
 
 /// Drivers map pages into the slots of parked chunks; before each mapping the test does `first`.
-fn map_rings(ctx: &Ctx, first: impl Fn() -> Outcome) -> Outcome<Ended> {
+fn map_rings(ctx: &Ctx, first: impl Fn() -> TestResult) -> TestResult<Ended> {
     allow_shape(ctx, SHAPE)?;
     let mut arena = Arena::shaped(&mut ctx.rng(), SHAPE)?;
     let ring = packet_ring()?;
@@ -224,7 +224,7 @@ fn map_rings(ctx: &Ctx, first: impl Fn() -> Outcome) -> Outcome<Ended> {
     Ok(ended)
 }
 
-fn driver(ctx: &Ctx) -> Outcome<String> {
+fn driver(ctx: &Ctx) -> TestResult<String> {
     let merged = ctx.stats()?.merged;
     let ended = map_rings(ctx, || Ok(()))?;
     ended.pulled(Hook::PteAlloc, CHUNKS)?;
@@ -234,7 +234,7 @@ fn driver(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// As the module has it for somebody whom no hook meets.
-fn driver_unseen(ctx: &Ctx) -> Outcome<String> {
+fn driver_unseen(ctx: &Ctx) -> TestResult<String> {
     let merged = ctx.stats()?.merged;
     let ended = map_rings(ctx, || inject(ctx, 0, 1))?;
     let merged = ctx.stats()?.merged - merged;

@@ -11,7 +11,7 @@ use crate::mem::Arena;
 use crate::module::device_error;
 use crate::procfs::Setting;
 use crate::sys::{self, cvt, is_errno, Exit};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use asyncfork_uapi::{Arm, Device, Outcome as Fate, Reason};
 use std::fs;
 use std::io;
@@ -43,7 +43,7 @@ fn unshare() -> io::Result<()> {
 }
 
 /// Runs `body` as the first process of a new namespace; to be called in a helper.
-fn in_new_namespace(ctx: &Ctx, body: impl FnOnce() -> Outcome) -> Outcome {
+fn in_new_namespace(ctx: &Ctx, body: impl FnOnce() -> TestResult) -> TestResult {
     unshare().at("unshare")?;
     let body = || {
         claim!(sys::pid() == 1, "in no new namespace: {}", sys::pid());
@@ -53,14 +53,14 @@ fn in_new_namespace(ctx: &Ctx, body: impl FnOnce() -> Outcome) -> Outcome {
 }
 
 /// The caller's number in the first namespace, which /proc is of.
-fn outer_pid() -> Outcome<i32> {
+fn outer_pid() -> TestResult<i32> {
     let link = fs::read_link("/proc/self")?;
     let number = link.to_str().and_then(|l| l.parse().ok());
     number.ok_or_else(|| Verdict::Broken(format!("/proc/self leads to {}", link.display())))
 }
 
 /// Demands an asynchronous fork of `child` by `parent`.
-fn expect_pids(device: &Device, parent: i32, child: i32, who: &str) -> Outcome {
+fn expect_pids(device: &Device, parent: i32, child: i32, who: &str) -> TestResult {
     let r = report(device)?;
     claim!(
         r.outcome() == Fate::Async && (r.parent_pid, r.child_pid) == (parent, child),
@@ -72,7 +72,7 @@ fn expect_pids(device: &Device, parent: i32, child: i32, who: &str) -> Outcome {
     Ok(())
 }
 
-fn readers(ctx: &Ctx) -> Outcome<String> {
+fn readers(ctx: &Ctx) -> TestResult<String> {
     let device = open()?;
     let board = Board::new()?;
     let (parents, children, end) = (Gate::new()?, Gate::new()?, Gate::new()?);
@@ -115,7 +115,7 @@ fn readers(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("outside {child} of {parent}"))
 }
 
-fn new_namespace(ctx: &Ctx) -> Outcome<String> {
+fn new_namespace(ctx: &Ctx) -> TestResult<String> {
     let device = open()?;
     let board = Board::new()?;
     let parent = ctx.helper(&board, "parent", || {
@@ -149,9 +149,9 @@ fn new_namespace(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("outside {}, inside 1", r.child_pid))
 }
 
-fn stock(ctx: &Ctx) -> Outcome<String> {
+fn stock(ctx: &Ctx) -> TestResult<String> {
     let device = open()?;
-    let expect = |parent: i32, who: &str| -> Outcome {
+    let expect = |parent: i32, who: &str| -> TestResult {
         let r = report(&device)?;
         claim!(
             r.reason() == Reason::MinRss && (r.parent_pid, r.child_pid) == (parent, 0),
@@ -189,7 +189,7 @@ fn stock(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// With few pid namespaces allowed, more can be made only if those before go. Not one: a test before may have left some.
-fn not_kept(ctx: &Ctx) -> Outcome<String> {
+fn not_kept(ctx: &Ctx) -> TestResult<String> {
     const ROUNDS: usize = 12;
     const FEW: usize = 4;
     let _few = Setting::new("/proc/sys/user/max_pid_namespaces", FEW)?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Pages that the machine reports bad. Who has one is found by rmap, once: parked memory has to be there by then.
 
-use super::common::Gate;
+use super::common::{Gate, LINGER_MS};
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
@@ -9,7 +9,7 @@ use crate::hold::Plug;
 use crate::mem::{probe, Arena, PAGE};
 use crate::procfs;
 use crate::sys;
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use crate::{claim, require, skip_unless};
 use asyncfork_uapi::{Hook, Reason};
 use std::fs;
@@ -35,13 +35,13 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Physical address of a page of this process, in hexadecimal.
-fn physical(arena: &Arena, page: usize) -> Outcome<String> {
+fn physical(arena: &Arena, page: usize) -> TestResult<String> {
     let entry = procfs::pagemap(0, arena.part(page..page + 1))?[0];
     require!(entry & procfs::PRESENT != 0, "page {page} is not there");
     Ok(format!("{:#x}", (entry & procfs::PFN) * PAGE as u64))
 }
 
-fn expect_failures() -> Outcome {
+fn expect_failures() -> TestResult {
     skip_unless!(
         Path::new(HARD).exists(),
         "this kernel knows no memory failures (CONFIG_MEMORY_FAILURE)"
@@ -50,7 +50,7 @@ fn expect_failures() -> Outcome {
 }
 
 /// All but the bad page is right, and the bad one gives SIGBUS.
-fn expect_gone(arena: &Arena) -> Outcome {
+fn expect_gone(arena: &Arena) -> TestResult {
     probe::install()?;
     claim!(
         !probe::readable(arena.part(BAD..BAD + 1)),
@@ -61,7 +61,7 @@ fn expect_gone(arena: &Arena) -> Outcome {
     rest.verify()
 }
 
-fn while_parked(ctx: &Ctx) -> Outcome<String> {
+fn while_parked(ctx: &Ctx) -> TestResult<String> {
     expect_failures()?;
     let plug = Plug::new()?;
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
@@ -87,7 +87,7 @@ fn while_parked(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// The page is moved away first. The move does not find it at its first try, and the end of that pulls.
-fn soft_offline(ctx: &Ctx) -> Outcome<String> {
+fn soft_offline(ctx: &Ctx) -> TestResult<String> {
     skip_unless!(
         Path::new(SOFT).exists(),
         "this kernel takes no pages out of use (CONFIG_MEMORY_FAILURE)"
@@ -115,7 +115,7 @@ fn soft_offline(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// The hook has pulled, and the unmapping is still to come: a fork that parked now would hide the page from it.
-fn between(ctx: &Ctx) -> Outcome<String> {
+fn between(ctx: &Ctx) -> TestResult<String> {
     expect_failures()?;
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     let address = physical(&arena, BAD)?;
@@ -124,11 +124,11 @@ fn between(ctx: &Ctx) -> Outcome<String> {
         gate.pass()?;
         fs::write(HARD, &address).at(HARD)
     })?;
-    ctx.module.set("fault_linger_ms", 2000)?;
+    ctx.module.set("fault_linger_ms", LINGER_MS)?;
     ctx.module.set("fault_linger_pid", reporter)?;
     gate.open(0)?;
-    let lingers = || -> Outcome<bool> { Ok(ctx.module.get("fault_lingering")? != "0") };
-    let inside = sys::poll_until(|| -> Outcome<Option<()>> { Ok(lingers()?.then_some(())) })?;
+    let lingers = || -> TestResult<bool> { Ok(ctx.module.get("fault_lingering")? != "0") };
+    let inside = sys::poll_until(|| -> TestResult<Option<()>> { Ok(lingers()?.then_some(())) })?;
     require!(inside.is_some(), "nobody lingers in the hook");
     let over = Gate::new()?;
     let session = ctx.fork().start(|| {
@@ -136,8 +136,8 @@ fn between(ctx: &Ctx) -> Outcome<String> {
         expect_gone(&arena)
     })?;
     require!(lingers()?, "the memory failure was over before the fork");
-    sys::wait(reporter)?;
     ctx.module.set("fault_linger_pid", 0)?;
+    sys::wait(reporter)?;
     over.open(0)?;
     let ended = session.finish()?;
     // Not before: the child has the board, too.

@@ -10,7 +10,7 @@ use crate::hold::Hold;
 use crate::mem::{probe, Arena, Want, CHUNK_PAGES};
 use crate::rng::Rng;
 use crate::sys;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use asyncfork_uapi::Hook;
 use std::ops::Range;
 
@@ -40,10 +40,12 @@ pub const TESTS: &[Test] = &[
     ),
     Test::racing(
         "stores_fault_after_mprotect_read_beside_a_copying_child",
+        Hook::Protect,
         read_only,
     ),
     Test::racing(
         "stores_fault_in_protected_parts_beside_a_copying_child",
+        Hook::Protect,
         parts,
     ),
     Test::partial(
@@ -59,7 +61,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Demands that no store to `pages` is allowed.
-fn expect_read_only(arena: &Arena, pages: Range<usize>) -> Outcome {
+fn expect_read_only(arena: &Arena, pages: Range<usize>) -> TestResult {
     for page in pages {
         if probe::store(arena.part(page..page + 1), 0xdead) {
             return Err(Verdict::Failed(format!(
@@ -70,14 +72,14 @@ fn expect_read_only(arena: &Arena, pages: Range<usize>) -> Outcome {
     Ok(())
 }
 
-fn protect(arena: &Arena, prot: i32) -> Outcome {
+fn protect(arena: &Arena, prot: i32) -> TestResult {
     for span in arena.piece_spans() {
         span.protect(prot)?;
     }
     Ok(())
 }
 
-fn read_only(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn read_only(arena: &mut Arena, _: &mut Rng) -> TestResult {
     protect(arena, libc::PROT_READ)?;
     for piece in arena.pieces() {
         expect_read_only(arena, piece)?;
@@ -85,7 +87,7 @@ fn read_only(arena: &mut Arena, _: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn none(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn none(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let model = arena.clone();
     protect(arena, libc::PROT_NONE)?;
     for piece in arena.pieces() {
@@ -97,7 +99,7 @@ fn none(arena: &mut Arena, _: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn parts(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let mut writable = vec![true; arena.pages()];
     for _ in 0..10 {
         let range = arena.some_range(rng, CHUNK_PAGES);
@@ -119,7 +121,7 @@ fn parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn down_and_up(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn down_and_up(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     protect(arena, libc::PROT_READ)?;
     protect(arena, RW)?;
     for page in arena.shuffled(rng) {
@@ -129,7 +131,7 @@ fn down_and_up(arena: &mut Arena, rng: &mut Rng) -> Outcome {
 }
 
 /// The other way round: read-only when parked. A page table that became writable would let stores reach the child.
-fn parked_read_only(ctx: &Ctx) -> Outcome<String> {
+fn parked_read_only(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     arena.span().protect(libc::PROT_READ)?;
@@ -153,7 +155,7 @@ fn parked_read_only(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn protection_key(ctx: &Ctx) -> Outcome<String> {
+fn protection_key(ctx: &Ctx) -> TestResult<String> {
     const PKEY_DISABLE_WRITE: libc::c_long = 2;
     // SAFETY: plain numbers.
     let key = sys::cvt(unsafe { libc::syscall(libc::SYS_pkey_alloc, 0, PKEY_DISABLE_WRITE) })

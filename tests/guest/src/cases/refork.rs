@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Forks while the image of an earlier one is still parked.
 
+use super::common::{rounds, while_plugged};
 use super::writes::overwrite_random;
 use super::Test;
 use crate::claim;
 use crate::crew;
 use crate::ctx::Ctx;
-use crate::hold::Hold;
+use crate::hold::{Hold, Plug};
 use crate::mem::Arena;
 use crate::rng::Rng;
-use crate::verdict::{Outcome, Verdict};
+use crate::session::Session;
+use crate::verdict::{TestResult, Verdict};
 use asyncfork_uapi::Hook;
 use std::process::Command;
 
@@ -39,7 +41,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Parks generation 0, writes a few pages, forks again in the way of `armed`, writes everything.
-fn second(ctx: &Ctx, armed: bool) -> Outcome<String> {
+fn second(ctx: &Ctx, armed: bool) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     let hold = Hold::new()?;
@@ -54,7 +56,9 @@ fn second(ctx: &Ctx, armed: bool) -> Outcome<String> {
     let second = fork.start(|| arena.verify())?;
     first.expect_child_held()?;
     overwrite_random(&mut arena, &mut rng)?;
-    second.expect_child_held()?;
+    if armed {
+        second.expect_child_held()?;
+    }
     drop(hold);
 
     let ended = first.finish().map_err(|v| v.at("first child"))?;
@@ -71,37 +75,45 @@ fn second(ctx: &Ctx, armed: bool) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn second_unarmed(ctx: &Ctx) -> Outcome<String> {
+fn second_unarmed(ctx: &Ctx) -> TestResult<String> {
     second(ctx, false)
 }
 
-fn second_armed(ctx: &Ctx) -> Outcome<String> {
+fn second_armed(ctx: &Ctx) -> TestResult<String> {
     second(ctx, true)
 }
 
-fn ten_in_a_row(ctx: &Ctx) -> Outcome<String> {
+fn ten_in_a_row(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     let hold = Hold::new()?;
-    let mut sessions = Vec::new();
+    let mut sessions: Vec<Session> = Vec::new();
     for gen in 1..=10 {
-        sessions.push(ctx.fork().start(|| arena.verify())?);
+        let session = ctx.fork().start(|| arena.verify())?;
+        session.expect_running()?;
+        sessions.push(session);
+        // At least one of the four chunks is left for the next fork to meet.
         let range = rng.range(arena.pages(), 700);
         arena.write_range(range, gen);
     }
+    for session in &sessions {
+        session.expect_child_held()?;
+    }
     drop(hold);
+    let last = sessions.len() - 1;
     for (i, session) in sessions.into_iter().enumerate() {
         session
             .finish()
             .map_err(|v| v.at(format!("child {i}")))?
-            .whole(arena.chunks())?;
+            .whole(arena.chunks())?
+            .pulled(Hook::Fork, u64::from(i < last))?;
     }
     arena.verify().map_err(|v| v.at("parent"))?;
     Ok("10 sessions".into())
 }
 
-fn generations(ctx: &Ctx) -> Outcome<String> {
-    fn generation(ctx: &Ctx, arena: &mut Arena, rng: &mut Rng, depth: u32) -> Outcome {
+fn generations(ctx: &Ctx) -> TestResult<String> {
+    fn generation(ctx: &Ctx, arena: &mut Arena, rng: &mut Rng, depth: u32) -> TestResult {
         if depth == 0 {
             return arena.verify();
         }
@@ -128,7 +140,7 @@ fn generations(ctx: &Ctx) -> Outcome<String> {
     Ok("4 generations".into())
 }
 
-fn threads(ctx: &Ctx) -> Outcome<String> {
+fn threads(ctx: &Ctx) -> TestResult<String> {
     const THREADS: usize = 4;
     const FORKS: u32 = 5;
     let mut rng = ctx.rng();
@@ -136,40 +148,51 @@ fn threads(ctx: &Ctx) -> Outcome<String> {
     for _ in 0..THREADS {
         arenas.push(Arena::new(&mut rng, 4)?);
     }
-    std::thread::scope(|scope| {
-        let workers: Vec<_> = arenas
-            .iter_mut()
-            .enumerate()
-            .map(|(n, arena)| {
-                let mut rng = Rng::new(ctx.seed, &format!("{}-{n}", ctx.name));
-                scope.spawn(move || -> Outcome {
-                    for gen in 1..=FORKS {
-                        let session = ctx.fork().start(|| arena.verify())?;
-                        let range = rng.range(arena.pages(), arena.pages());
-                        arena.write_range(range, gen);
-                        session.finish()?.whole(arena.chunks())?;
-                        arena.verify()?;
-                    }
-                    Ok(())
+    // Forks of one thread that met what another's had parked.
+    let (rounds, met) = rounds(ctx, 1, |round| {
+        let met = std::thread::scope(|scope| {
+            let workers: Vec<_> = arenas
+                .iter_mut()
+                .enumerate()
+                .map(|(n, arena)| {
+                    let mut rng = Rng::new(ctx.seed, &format!("{}-{round}-{n}", ctx.name));
+                    scope.spawn(move || -> TestResult<u64> {
+                        let mut met = 0;
+                        for gen in 1..=FORKS {
+                            let session = ctx.fork().start(|| arena.verify())?;
+                            let range = rng.range(arena.pages(), arena.pages());
+                            arena.write_range(range, gen);
+                            let ended = session.finish()?;
+                            arena.verify()?;
+                            let report = ended.whole(arena.chunks())?.report();
+                            met += report.map_or(0, |r| r.pulls_by(Hook::Fork));
+                        }
+                        Ok(met)
+                    })
                 })
-            })
-            .collect();
-        for (n, worker) in workers.into_iter().enumerate() {
-            crew::verdict(worker.join()).map_err(|v| v.at(format!("thread {n}")))?;
+                .collect();
+            let mut met = 0;
+            for (n, worker) in workers.into_iter().enumerate() {
+                met += crew::verdict(worker.join()).map_err(|v| v.at(format!("thread {n}")))?;
+            }
+            Ok::<_, Verdict>(met)
+        })?;
+        for arena in &arenas {
+            arena.verify()?;
         }
-        Ok::<_, Verdict>(())
+        Ok(met)
     })?;
-    for arena in &arenas {
-        arena.verify()?;
-    }
-    Ok(format!("{THREADS} threads, {FORKS} forks each"))
+    Ok(format!(
+        "{rounds} times {THREADS} threads, {FORKS} forks each, {met} chunks pulled by another's fork"
+    ))
 }
 
-fn storm(ctx: &Ctx) -> Outcome<String> {
+fn storm(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     let mut parked = 0;
-    for round in 0..10 {
+    let (rounds, met) = rounds(ctx, 10, |round| {
+        let mut met = 0;
         let mut sessions = Vec::new();
         for n in 0..6 {
             sessions.push(ctx.fork().start(|| arena.verify())?);
@@ -179,17 +202,23 @@ fn storm(ctx: &Ctx) -> Outcome<String> {
         for session in sessions {
             let ended = session.finish()?;
             ended.whole(arena.chunks())?;
-            parked += ended.report().map_or(0, |r| r.parked);
+            parked += ended.report().map_or(0, |r| r.chunks.parked);
+            met += ended.report().map_or(0, |r| r.pulls_by(Hook::Fork));
         }
         arena.verify()?;
-    }
-    Ok(format!("60 forks, {parked} chunks parked"))
+        Ok(met)
+    })?;
+    Ok(format!(
+        "{rounds} times 6 forks, {parked} chunks parked, {met} pulled by the next fork"
+    ))
 }
 
-fn spawn(ctx: &Ctx) -> Outcome<String> {
+fn spawn(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
+    let plug = Plug::new()?;
     let mut arena = Arena::new(&mut rng, 16)?;
     for round in 1..4 {
+        let hold = plug.hold()?;
         let session = ctx.fork().start(|| {
             let output = Command::new("/bin/echo").arg("child").output()?;
             claim!(
@@ -198,43 +227,51 @@ fn spawn(ctx: &Ctx) -> Outcome<String> {
             );
             arena.verify()
         })?;
-        session.expect_async()?;
+        session.expect_running()?;
+        hold.step_aside()?;
         let output = Command::new("/bin/echo").arg("parent").output()?;
         claim!(
             output.stdout == b"parent\n",
             "a program started by the parent said {output:?}"
         );
+        session.expect_running()?;
         overwrite_random(&mut arena, &mut rng)?;
-        session.finish()?.whole(arena.chunks())?;
+        session.expect_child_held()?;
+        drop(hold);
+        let ended = session.finish()?;
         arena.verify()?;
+        ended
+            .whole(arena.chunks())?
+            .pulled(Hook::Fault, arena.chunks())?;
         arena.fill(round + 1);
     }
     Ok("3 rounds".into())
 }
 
-fn thread_life(ctx: &Ctx) -> Outcome<String> {
+fn thread_life(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
+    let plug = Plug::new()?;
     let mut arena = Arena::new(&mut rng, 16)?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_async()?;
-    let span = arena.span();
-    let sums: Vec<u64> = (0..8)
-        .map(|n| {
-            std::thread::spawn(move || {
-                (0..span.pages())
-                    .map(|p| span.page(p).load(8 * n))
-                    .fold(0, u64::wrapping_add)
-            })
-        })
-        .map(|t| t.join().unwrap_or(0))
-        .collect();
-    claim!(
-        sums.iter().all(|&s| s != 0),
-        "a thread saw nothing but zeros"
-    );
-    overwrite_random(&mut arena, &mut rng)?;
-    let ended = session.finish()?;
-    arena.verify()?;
-    ended.whole(arena.chunks())?;
+    let ended = while_plugged(ctx, &plug, &mut arena, |arena| {
+        let span = arena.span();
+        let sum = |word: usize, chunk: usize| {
+            arena
+                .chunk(chunk)
+                .map(|page| span.page(page).load(8 * word))
+                .fold(0, u64::wrapping_add)
+        };
+        // One after the other: each of them meets a chunk that is parked, and ends with the next ones still there.
+        for chunk in 0..arena.chunks() as usize {
+            let sum = std::thread::scope(|s| s.spawn(|| sum(chunk, chunk)).join());
+            claim!(
+                sum.is_ok_and(|sum| sum != 0),
+                "a thread saw nothing but zeros"
+            );
+        }
+        overwrite_random(arena, &mut rng)
+    })?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Fault, arena.chunks())?;
     Ok(ended.detail())
 }

@@ -7,7 +7,7 @@ use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES, PAGE};
 use crate::rng::Rng;
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use asyncfork_uapi::Hook;
 
 pub const TESTS: &[Test] = &[
@@ -54,14 +54,17 @@ pub const TESTS: &[Test] = &[
     ),
     Test::racing(
         "mremap_beside_a_copying_child_disturbs_nobody",
+        Hook::Mremap,
         move_aligned,
     ),
     Test::racing(
         "mremap_by_odd_pages_beside_a_copying_child_disturbs_nobody",
+        Hook::Mremap,
         move_unaligned,
     ),
     Test::racing(
         "mremap_there_and_back_beside_a_copying_child_disturbs_nobody",
+        Hook::Mremap,
         there_and_back,
     ),
     Test::partial(
@@ -76,7 +79,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Moves all of a whole arena to `to` and checks that nothing is left behind.
-fn move_to(arena: &mut Arena, to: Span) -> Outcome {
+fn move_to(arena: &mut Arena, to: Span) -> TestResult {
     let from = arena.span();
     let at = from.remap(from.len(), 0, Some(to))?;
     claim!(at == to, "mremap moved to {at:?}, want {to:?}");
@@ -87,26 +90,26 @@ fn move_to(arena: &mut Arena, to: Span) -> Outcome {
     arena.verify()
 }
 
-fn move_aligned(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn move_aligned(arena: &mut Arena, _: &mut Rng) -> TestResult {
     let to = Span::reserve(arena.span().len())?;
     move_to(arena, to)
 }
 
-fn move_unaligned(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn move_unaligned(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let len = arena.span().len();
     let shift = 1 + rng.below(CHUNK_PAGES - 1);
     let to = Span::reserve(len + CHUNK)?.part(shift * PAGE, len);
     move_to(arena, to)
 }
 
-fn there_and_back(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn there_and_back(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let home = arena.span();
     move_aligned(arena, rng)?;
     move_unaligned(arena, rng)?;
     move_to(arena, home)
 }
 
-fn move_part(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn move_part(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let range = rng.range(arena.pages(), 3 * CHUNK_PAGES);
     let part = arena.part(range.clone());
     let to = Span::reserve(part.len())?;
@@ -118,7 +121,7 @@ fn move_part(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     moved.verify().at("moved part, written")
 }
 
-fn move_pieces(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn move_pieces(arena: &mut Arena, _: &mut Rng) -> TestResult {
     for piece in arena.pieces() {
         let part = arena.part(piece.clone());
         let to = Span::reserve(part.len())?;
@@ -132,7 +135,7 @@ fn move_pieces(arena: &mut Arena, _: &mut Rng) -> Outcome {
     Ok(())
 }
 
-fn grow_elsewhere(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn grow_elsewhere(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let old = arena.span();
     let new = old.remap(old.len() + 2 * CHUNK, libc::MREMAP_MAYMOVE, None)?;
     claim!(
@@ -149,14 +152,14 @@ fn grow_elsewhere(arena: &mut Arena, rng: &mut Rng) -> Outcome {
         .at("new part")
 }
 
-fn shrink(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn shrink(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let keep = 1 + rng.below(arena.pages() - CHUNK_PAGES);
     arena.span().remap(keep * PAGE, 0, None)?;
     arena.unmapped(keep..arena.pages());
     arena.verify()
 }
 
-fn dontunmap(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn dontunmap(arena: &mut Arena, _: &mut Rng) -> TestResult {
     const MREMAP_DONTUNMAP: i32 = 4;
     let old = arena.span();
     let new = old.remap(old.len(), libc::MREMAP_MAYMOVE | MREMAP_DONTUNMAP, None)?;
@@ -169,7 +172,7 @@ fn dontunmap(arena: &mut Arena, _: &mut Rng) -> Outcome {
 }
 
 /// Other memory is moved over the middle of the arena.
-fn onto(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn onto(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     let other = Arena::new(rng, 2)?;
     let at = CHUNK_PAGES + 100..CHUNK_PAGES + 100 + other.pages();
     other
@@ -185,7 +188,7 @@ fn onto(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn grow_in_place(ctx: &Ctx) -> Outcome<String> {
+fn grow_in_place(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let room = Span::reserve(24 << 20)?;
     let (low, high) = (room.part(0, 16 << 20), room.part(16 << 20, 8 << 20));

@@ -4,7 +4,7 @@
 use super::Test;
 use crate::ctx::Ctx;
 use crate::sys::cvt;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require};
 use asyncfork_selftest::{self as selftest, Finding};
 use asyncfork_uapi::{Hook, DEVICE};
@@ -25,7 +25,7 @@ pub const TESTS: &[Test] = &[
 ];
 
 /// Not root any more; the group's access to the device is left.
-fn drop_privilege() -> Outcome {
+fn drop_privilege() -> TestResult {
     const NOBODY: u32 = 65534;
     // SAFETY: the test's process has one thread.
     cvt(unsafe { libc::setresuid(NOBODY, NOBODY, NOBODY) })
@@ -34,14 +34,14 @@ fn drop_privilege() -> Outcome {
 }
 
 /// Demands that the guest was quick enough for the self-test to see anything.
-fn expect_conclusive<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> Outcome {
+fn expect_conclusive<'a>(findings: impl IntoIterator<Item = &'a Finding>) -> TestResult {
     for finding in findings {
         require!(!matches!(finding, Finding::Inconclusive(_)), "{finding}");
     }
     Ok(())
 }
 
-fn passes(ctx: &Ctx) -> Outcome<String> {
+fn passes(ctx: &Ctx) -> TestResult<String> {
     let before = ctx.stats()?;
     drop_privilege()?;
     let report = selftest::run(DEVICE).map_err(|e| Verdict::Failed(e.to_string()))?;
@@ -77,7 +77,7 @@ fn passes(ctx: &Ctx) -> Outcome<String> {
     Ok(text.lines().last().unwrap_or_default().into())
 }
 
-fn fails(_: &Ctx) -> Outcome<String> {
+fn fails(_: &Ctx) -> TestResult<String> {
     let findings = selftest::control(DEVICE).map_err(|e| Verdict::Failed(e.to_string()))?;
     expect_conclusive(&findings)?;
     for finding in &findings {
@@ -99,7 +99,7 @@ fn fails(_: &Ctx) -> Outcome<String> {
 }
 
 /// Demands that the self-test cannot run, for a reason that contains `words`.
-fn expect_cannot_run(words: &[&str]) -> Outcome<String> {
+fn expect_cannot_run(words: &[&str]) -> TestResult<String> {
     let result = selftest::run(DEVICE);
     let code = selftest::exit_code(&result);
     claim!(code == selftest::CANNOT_RUN, "exit code {code}");
@@ -113,12 +113,12 @@ fn expect_cannot_run(words: &[&str]) -> Outcome<String> {
     Ok(text)
 }
 
-fn disabled(ctx: &Ctx) -> Outcome<String> {
+fn disabled(ctx: &Ctx) -> TestResult<String> {
     ctx.module.set("enabled", 0)?;
     expect_cannot_run(&["enabled=0", "echo Y >"])
 }
 
-fn no_module(ctx: &Ctx) -> Outcome<String> {
+fn no_module(ctx: &Ctx) -> TestResult<String> {
     ctx.module.unload()?;
     let result = expect_cannot_run(&["/dev/asyncfork", "load the module"]);
     ctx.module.load("").at("load again")?;

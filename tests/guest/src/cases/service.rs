@@ -3,7 +3,7 @@
 
 use super::Test;
 use crate::ctx::Ctx;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use crate::{claim, skip_unless};
 use std::env;
 use std::fs;
@@ -32,15 +32,15 @@ const CONTAINER: &str = r#"
 echo $$ >"$0/cgroup.procs" &&
 exec unshare --pid --fork --kill-child --mount --cgroup sh -c "$1""#;
 
-fn redis(ctx: &Ctx) -> Outcome<String> {
+fn redis(ctx: &Ctx) -> TestResult<String> {
     snapshot(ctx, "redis")
 }
 
-fn valkey(ctx: &Ctx) -> Outcome<String> {
+fn valkey(ctx: &Ctx) -> TestResult<String> {
     snapshot(ctx, "valkey")
 }
 
-fn snapshot(ctx: &Ctx, server: &str) -> Outcome<String> {
+fn snapshot(ctx: &Ctx, server: &str) -> TestResult<String> {
     let unit = format!("system/{server}-server.service");
     for file in ["systemd", &unit] {
         let file = Path::new(SYSTEMD).join(file);

@@ -10,7 +10,7 @@ use crate::hold::Hold;
 use crate::mem::{Arena, Shape, Want, CHUNK_PAGES};
 use crate::rng::Rng;
 use crate::sys::is_errno;
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use asyncfork_uapi::Hook;
 use std::fs;
 use std::io;
@@ -48,7 +48,7 @@ pub const TESTS: &[Test] = &[
     .module(),
 ];
 
-fn write(file: &str, text: &str) -> Outcome {
+fn write(file: &str, text: &str) -> TestResult {
     fs::write(format!("{DIR}/{file}"), text).at(file)
 }
 
@@ -60,7 +60,7 @@ fn append(file: &str, text: &str) -> io::Result<()> {
         .write_all(text.as_bytes())
 }
 
-fn switch_off(ctx: &Ctx) -> Outcome<String> {
+fn switch_off(ctx: &Ctx) -> TestResult<String> {
     const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
     let result = fs::write(SWITCH, "0");
     let value = fs::read_to_string(SWITCH)?;
@@ -76,7 +76,7 @@ fn switch_off(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// Something for most hooks.
-fn operations(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn operations(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     arena.part(0..CHUNK_PAGES).unmap()?;
     arena.unmapped(0..CHUNK_PAGES);
     let range = arena.some_range(rng, 400);
@@ -102,7 +102,7 @@ impl Drop for Tracer {
     }
 }
 
-fn traced(ctx: &Ctx, tracer: &str) -> Outcome<String> {
+fn traced(ctx: &Ctx, tracer: &str) -> TestResult<String> {
     let available = fs::read_to_string(format!("{DIR}/available_tracers")).at("tracefs")?;
     if !available.split_whitespace().any(|t| t == tracer) {
         return Err(Verdict::Skip(format!("no {tracer} tracer in this kernel")));
@@ -112,14 +112,16 @@ fn traced(ctx: &Ctx, tracer: &str) -> Outcome<String> {
     write("current_tracer", tracer)?;
     let detail = held(ctx, operations, Hook::Fault, false, Shape::Whole(16))?;
     let trace = fs::read_to_string(format!("{DIR}/trace"))?;
-    claim!(
-        trace.contains("handle_mm_fault"),
-        "the tracer has not seen handle_mm_fault"
-    );
+    for function in HOOKED {
+        claim!(
+            trace.contains(function),
+            "the tracer has not seen {function}"
+        );
+    }
     Ok(detail)
 }
 
-fn kprobes(ctx: &Ctx) -> Outcome<String> {
+fn kprobes(ctx: &Ctx) -> TestResult<String> {
     struct Probes;
     impl Drop for Probes {
         fn drop(&mut self) {
@@ -141,34 +143,38 @@ fn kprobes(ctx: &Ctx) -> Outcome<String> {
     write("events/asyncfork_test/enable", "1")?;
     let detail = held(ctx, operations, Hook::Fault, false, Shape::Whole(16))?;
     let trace = fs::read_to_string(format!("{DIR}/trace"))?;
-    claim!(
-        trace.contains("handle_mm_fault: ("),
-        "the probe has not seen handle_mm_fault"
-    );
+    for function in HOOKED {
+        claim!(
+            trace.contains(&format!("{function}: (")),
+            "the probe has not seen {function}"
+        );
+    }
     Ok(detail)
 }
 
-fn tracepoints(ctx: &Ctx) -> Outcome<String> {
+fn tracepoints(ctx: &Ctx) -> TestResult<String> {
     write("trace", "")?;
     write("events/asyncfork/enable", "1")?;
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
     arena.fill(1);
+    session.expect_child_held()?;
     drop(hold);
     let ended = session.finish()?;
     write("events/asyncfork/enable", "0")?;
     let trace = fs::read_to_string(format!("{DIR}/trace"))?;
     write("trace", "")?;
     arena.verify()?;
-    ended.whole(8)?;
+    ended.whole(8)?.pulled(Hook::Fault, 8)?;
     let count = |name: &str| trace.lines().filter(|l| l.contains(name)).count() as u64;
     claim!(
         count("asyncfork_begin") == 1 && count("asyncfork_end") == 1,
         "begin and end are not there once: {trace}"
     );
     let pulls = count("asyncfork_parent_pull");
-    let by_parent = ended.report().map_or(0, |r| r.by_parent);
+    let by_parent = ended.report().map_or(0, |r| r.chunks.by_parent);
     claim!(
         pulls >= by_parent,
         "{pulls} pulls traced, {by_parent} counted"

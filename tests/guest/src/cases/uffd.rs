@@ -14,7 +14,7 @@ use crate::procfs::{self, Setting};
 use crate::rng::Rng;
 use crate::session::Ended;
 use crate::sys::{self, cvt};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require, skip_unless};
 use asyncfork_uapi::{Arm, Hook, Outcome as Fate, Reason};
 use std::fs::File;
@@ -96,7 +96,7 @@ const POISON: u64 = 0xc020_aa08;
 struct Uffd(File);
 
 impl Uffd {
-    fn new(features: u64) -> Outcome<Self> {
+    fn new(features: u64) -> TestResult<Self> {
         // SAFETY: plain numbers.
         let fd = cvt(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
             .map_err(|e| Verdict::Skip(format!("no userfaultfd here: {e}")))?;
@@ -112,7 +112,7 @@ impl Uffd {
         cvt(unsafe { libc::ioctl(self.0.as_raw_fd(), number, args.as_mut_ptr()) }).map(drop)
     }
 
-    fn register(&self, span: Span, mode: u64) -> Outcome {
+    fn register(&self, span: Span, mode: u64) -> TestResult {
         self.ioctl(
             REGISTER,
             &mut [span.addr() as u64, span.len() as u64, mode, 0],
@@ -120,7 +120,7 @@ impl Uffd {
         .at("UFFDIO_REGISTER")
     }
 
-    fn unregister(&self, span: Span) -> Outcome {
+    fn unregister(&self, span: Span) -> TestResult {
         self.ioctl(UNREGISTER, &mut [span.addr() as u64, span.len() as u64])
             .at("UFFDIO_UNREGISTER")
     }
@@ -144,7 +144,7 @@ impl Uffd {
     }
 
     /// One that can move pages.
-    fn with_move() -> Outcome<Self> {
+    fn with_move() -> TestResult<Self> {
         skip_unless!(moves()?, "no UFFDIO_MOVE in this kernel (Linux 6.8)");
         Self::new(FEATURE_MOVE)
     }
@@ -182,7 +182,7 @@ impl Uffd {
 }
 
 /// Makes a missing page one that every access faults on, as if it were broken. It stays so without a userfaultfd.
-pub(super) fn poison(page: Span) -> Outcome {
+pub(super) fn poison(page: Span) -> TestResult {
     let uffd = Uffd::new(0)?;
     uffd.register(page, MISSING)?;
     uffd.ioctl(POISON, &mut [page.addr() as u64, page.len() as u64, 0, 0])
@@ -190,7 +190,7 @@ pub(super) fn poison(page: Span) -> Outcome {
     uffd.unregister(page)
 }
 
-fn register_and_copy(ctx: &Ctx) -> Outcome<String> {
+fn register_and_copy(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     let uffd = Uffd::new(0)?;
     let ended = while_held(ctx, &mut arena, |arena| {
@@ -221,7 +221,7 @@ fn register_and_copy(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn write_protect(ctx: &Ctx) -> Outcome<String> {
+fn write_protect(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     let uffd = Uffd::new(0)?;
@@ -274,11 +274,11 @@ fn write_protect(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// Since Linux 6.8 whatever is registered may be moved, which does not fault and takes what is parked for a hole.
-fn moves() -> Outcome<bool> {
+fn moves() -> TestResult<bool> {
     Ok(asyncfork_host::kernel::kernel_since(6, 8)?)
 }
 
-fn registered_before(ctx: &Ctx) -> Outcome<String> {
+fn registered_before(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     let mut beside = Arena::new(&mut rng, 4)?;
@@ -291,7 +291,7 @@ fn registered_before(ctx: &Ctx) -> Outcome<String> {
     })?;
     if !moves()? {
         session.expect_running()?;
-        let parked = session.report()?.map_or(2, |r| r.parked);
+        let parked = session.report()?.map_or(2, |r| r.chunks.parked);
         claim!(
             (2..2 + arena.chunks()).contains(&parked),
             "{parked} chunks parked: those of the registered arena, too"
@@ -315,7 +315,7 @@ fn registered_before(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// With fork events the parent's fork() waits for whoever reads them.
-fn fork_event(ctx: &Ctx) -> Outcome<String> {
+fn fork_event(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     let watched = Arena::new(&mut rng, 2)?;
@@ -366,7 +366,7 @@ struct SlowCopy {
 
 impl SlowCopy {
     /// A process that is ready to issue the ioctl once; it may end with one of the errors in `may_fail`.
-    fn new(ctx: &Ctx, rng: &mut Rng, may_fail: &[i32]) -> Outcome<Self> {
+    fn new(ctx: &Ctx, rng: &mut Rng, may_fail: &[i32]) -> TestResult<Self> {
         let mut two = || Arena::planned(rng, Shape::Whole(2));
         let (mut source, mut target) = (two()?, two()?);
         target.map()?;
@@ -380,7 +380,7 @@ impl SlowCopy {
             let reader = Uffd::new(0)?;
             reader.register(source.span(), MISSING)?;
             gates[0].pass()?;
-            std::thread::scope(|scope| -> Outcome {
+            std::thread::scope(|scope| -> TestResult {
                 let copier = scope.spawn(|| writer.copy_from(to, from.addr()));
                 let (kind, addr) = reader.event().at("event")?;
                 claim!(
@@ -413,28 +413,28 @@ impl SlowCopy {
     }
 
     /// On return the ioctl waits for its source.
-    fn begin(&self) -> Outcome {
+    fn begin(&self) -> TestResult {
         self.gates[0].open(0)?;
         self.gates[1].pass()?;
         Ok(())
     }
 
     /// Gives it its source and waits for its end.
-    fn end(&self) -> Outcome {
+    fn end(&self) -> TestResult {
         self.gates[2].open(0)?;
         sys::wait(self.pid)?;
         Ok(())
     }
 
     /// Demands that it was right. Children from after [`SlowCopy::new`] must have ended.
-    fn verdict(self) -> Outcome {
+    fn verdict(self) -> TestResult {
         self.board.collect(&["copier"])
     }
 }
 
 /// The ioctl has nothing to do with what is parked, and ends while it is. Where registered memory may be moved, its target is
 /// registered no more when the fork comes.
-fn during_ioctl(ctx: &Ctx) -> Outcome<String> {
+fn during_ioctl(ctx: &Ctx) -> TestResult<String> {
     let plug = Plug::new()?;
     let mut rng = ctx.rng();
     let gone = moves()?;
@@ -468,7 +468,7 @@ fn during_ioctl(ctx: &Ctx) -> Outcome<String> {
 
 /// The ioctl has begun before the fork; its target, registered no more, is parked, and then registered once again, without
 /// the module's knowing (fault injection).
-fn copy_into_slot(ctx: &Ctx) -> Outcome<String> {
+fn copy_into_slot(ctx: &Ctx) -> TestResult<String> {
     let plug = Plug::new()?;
     let mut rng = ctx.rng();
     let slow = SlowCopy::new(ctx, &mut rng, &[])?;
@@ -499,7 +499,7 @@ fn copy_into_slot(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// An ioctl that lasts, has passed the module's hook, and is the last thing that has to do with the module.
-fn stall(ctx: &Ctx, rng: &mut Rng) -> Outcome<SlowCopy> {
+fn stall(ctx: &Ctx, rng: &mut Rng) -> TestResult<SlowCopy> {
     let slow = SlowCopy::new(ctx, rng, &[])?;
     ctx.module.expect_unused()?;
     let device = module::open()?;
@@ -511,14 +511,14 @@ fn stall(ctx: &Ctx, rng: &mut Rng) -> Outcome<SlowCopy> {
 }
 
 /// Ends a stalled ioctl; then nothing of this process is registered.
-fn end_stall(slow: SlowCopy) -> Outcome {
+fn end_stall(slow: SlowCopy) -> TestResult {
     slow.end()?;
     slow.writer.unregister(slow.target.span())?;
     slow.target.verify().at("the ioctl's target")?;
     slow.verdict()
 }
 
-fn stalled(ctx: &Ctx) -> Outcome<String> {
+fn stalled(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let slow = stall(ctx, &mut rng)?;
     let result = ctx.module.try_unload().at("unload");
@@ -534,7 +534,7 @@ fn stalled(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// A module whose load fails is freed, whoever is in its text. Here everything that a load needs is refused once.
-fn failing_load(ctx: &Ctx) -> Outcome<String> {
+fn failing_load(ctx: &Ctx) -> TestResult<String> {
     const MOST: u32 = 20;
     let mut rng = ctx.rng();
     let slow = stall(ctx, &mut rng)?;
@@ -559,7 +559,7 @@ fn failing_load(ctx: &Ctx) -> Outcome<String> {
     Ok(format!("{failed} loads failed; {}", ended.detail()))
 }
 
-fn fork_once(ctx: &Ctx, rng: &mut Rng) -> Outcome<Ended> {
+fn fork_once(ctx: &Ctx, rng: &mut Rng) -> TestResult<Ended> {
     let mut arena = Arena::new(rng, 8)?;
     let session = ctx.fork().start(|| arena.verify())?;
     arena.fill(1);
@@ -569,18 +569,30 @@ fn fork_once(ctx: &Ctx, rng: &mut Rng) -> Outcome<Ended> {
     Ok(ended)
 }
 
-/// Forks while another thread issues ioctls, until `enough`, but not for ever: how many forks parked the arena, and how many
-/// were stock because memory might be moved.
+/// What has become of forks while another thread issues ioctls.
+#[derive(Default)]
+struct Beside {
+    /// Forks that parked the arena.
+    parked: u32,
+    /// Those that were stock because memory might be moved.
+    refused: u32,
+    /// Chunks that the ioctls found parked.
+    met: u64,
+}
+
+/// Forks while another thread issues ioctls, 40 times at least, until `few` of what may happen is not true any more, but not
+/// for ever.
 fn forks_beside(
     ctx: &Ctx,
     arena: &mut Arena,
     rng: &mut Rng,
-    enough: impl Fn(u32, u32) -> bool,
-) -> Outcome<(u32, u32)> {
+    few: impl Fn(&Beside) -> bool,
+) -> TestResult<Beside> {
+    const LEAST: u32 = 40;
     const MOST: u32 = 400;
-    let (mut parked, mut refused) = (0, 0);
+    let mut seen = Beside::default();
     for round in 0..MOST {
-        if enough(parked, refused) {
+        if round >= LEAST && !few(&seen) {
             break;
         }
         let session = ctx.fork().start(|| arena.verify())?;
@@ -590,20 +602,21 @@ fn forks_beside(
         arena.verify()?;
         match ended.report() {
             Some(r) if r.outcome() == Fate::Stock => {
-                refused += 1;
+                seen.refused += 1;
                 ended.stock(Reason::Uffd)?;
             }
             _ => {
-                parked += 1;
-                ended.whole(arena.chunks())?;
+                seen.parked += 1;
+                let report = ended.whole(arena.chunks())?.report();
+                seen.met += report.map_or(0, |r| r.pulls_by(Hook::Uffd));
             }
         }
     }
-    Ok((parked, refused))
+    Ok(seen)
 }
 
 /// A thread keeps registering, filling and unregistering one area while the main thread forks.
-fn racing(ctx: &Ctx) -> Outcome<String> {
+fn racing(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     let mut busy = Arena::planned(&mut rng, Shape::Whole(2))?;
@@ -611,8 +624,9 @@ fn racing(ctx: &Ctx) -> Outcome<String> {
     let span = busy.span();
     let uffd = Uffd::new(0)?;
     let stop = AtomicBool::new(false);
-    let (parked, refused) = std::thread::scope(|scope| {
-        let worker = scope.spawn(|| -> Outcome {
+    let may_refuse = moves()? && !ctx.control;
+    let seen = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| -> TestResult {
             let bytes = vec![0x5a; PAGE];
             while !stop.load(Ordering::Relaxed) {
                 uffd.register(span, MISSING)?;
@@ -626,19 +640,37 @@ fn racing(ctx: &Ctx) -> Outcome<String> {
             }
             Ok(())
         });
-        let forks = forks_beside(ctx, &mut arena, &mut rng, |n, m| n + m >= 40);
+        let few = |b: &Beside| {
+            b.parked == 0 || b.met == 0 && !ctx.control || b.refused == 0 && may_refuse
+        };
+        let forks = forks_beside(ctx, &mut arena, &mut rng, few);
         stop.store(true, Ordering::Relaxed);
         crew::verdict(worker.join())?;
         forks
     })?;
+    let Beside {
+        parked,
+        refused,
+        met,
+    } = seen;
     claim!(
-        refused == 0 || moves()?,
+        refused == 0 || may_refuse,
         "{refused} forks were stock because of ioctls"
     );
-    Ok(format!("{parked} forks parked, {refused} stock"))
+    require!(
+        parked > 0 && (met > 0 || ctx.control),
+        "{parked} forks parked, but no ioctl met a parked chunk"
+    );
+    require!(
+        refused > 0 || !may_refuse,
+        "no fork came while memory was registered"
+    );
+    Ok(format!(
+        "{parked} forks parked, {refused} stock, {met} chunks pulled by ioctls"
+    ))
 }
 
-fn unregister(ctx: &Ctx) -> Outcome<String> {
+fn unregister(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     let watched = Arena::new(&mut rng, 2)?;
@@ -667,7 +699,7 @@ fn unregister(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// Holes may be skipped, but parked pages are no holes: they are shared with the child now, and such pages cannot be moved.
-fn move_parked(ctx: &Ctx) -> Outcome<String> {
+fn move_parked(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
     let mut target = Arena::planned(&mut rng, Shape::Whole(2))?;
@@ -700,7 +732,7 @@ fn move_parked(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// An ioctl whose hook pulls nothing.
-fn unseen<T>(ctx: &Ctx, ioctl: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+fn unseen<T>(ctx: &Ctx, ioctl: impl FnOnce() -> TestResult<T>) -> TestResult<T> {
     inject(ctx, 0, 1)?;
     let result = ioctl()?;
     require!(left(ctx)? == 0, "the ioctl has pulled what was parked");
@@ -709,7 +741,7 @@ fn unseen<T>(ctx: &Ctx, ioctl: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
 
 /// The ioctls have begun before the fork, without the module's knowing (fault injection). A huge page needs no table: the
 /// slot must not be taken for an empty one.
-fn move_huge(ctx: &Ctx) -> Outcome<String> {
+fn move_huge(ctx: &Ctx) -> TestResult<String> {
     /// Far more than a move takes.
     const WHILE: Duration = Duration::from_millis(500);
     let plug = Plug::new()?;
@@ -731,14 +763,25 @@ fn move_huge(ctx: &Ctx) -> Outcome<String> {
     require!(faults()? > before, "no huge page to move");
     let to = arena.part(arena.chunk(3));
     unseen(ctx, || uffd.register(to, MISSING))?;
-    std::thread::scope(|scope| -> Outcome {
-        let mover = scope.spawn(|| unseen(ctx, || Ok(uffd.move_pages(from, to, 0))));
+    let injected = AtomicBool::new(false);
+    std::thread::scope(|scope| -> TestResult {
+        let mover = scope.spawn(|| {
+            unseen(ctx, || {
+                injected.store(true, Ordering::SeqCst);
+                Ok(uffd.move_pages(from, to, 0))
+            })
+        });
+        let past_its_hook = sys::poll_until(|| -> TestResult<Option<()>> {
+            let past = injected.load(Ordering::SeqCst) && left(ctx)? == 0;
+            Ok(past.then_some(()))
+        });
         std::thread::sleep(WHILE);
         let waits = !mover.is_finished();
         arena.write_range(arena.chunk(3), 1);
         let (moved, result) = mover
             .join()
             .map_err(|_| Verdict::Failed("the mover panicked".into()))??;
+        require!(past_its_hook?.is_some(), "the move does not begin");
         claim!(
             moved == 0 && sys::is_errno(&result, libc::EEXIST),
             "moving onto parked pages gives {result:?} after {moved} bytes, want EEXIST"
@@ -757,7 +800,7 @@ fn move_huge(ctx: &Ctx) -> Outcome<String> {
 }
 
 /// A thread keeps moving pages out of a mapping that forks park, registered for as long as it moves.
-fn move_racing(ctx: &Ctx) -> Outcome<String> {
+fn move_racing(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     let mut source = Arena::new(&mut rng, 4)?;
@@ -766,8 +809,8 @@ fn move_racing(ctx: &Ctx) -> Outcome<String> {
     let uffd = Uffd::with_move()?;
     let target = target.span();
     let stop = AtomicBool::new(false);
-    let (parked, stock, moves) = std::thread::scope(|scope| -> Outcome<_> {
-        let worker = scope.spawn(|| -> Outcome<u64> {
+    let (parked, stock, moves) = std::thread::scope(|scope| -> TestResult<_> {
+        let worker = scope.spawn(|| -> TestResult<u64> {
             let mut moves = 0;
             for gen in 1.. {
                 if stop.load(Ordering::Relaxed) {
@@ -804,12 +847,12 @@ fn move_racing(ctx: &Ctx) -> Outcome<String> {
             }
             Ok(moves)
         });
-        let few = |parked, stock| parked + stock < 40 || parked < 3 || stock < 3 && !ctx.control;
-        let forks = forks_beside(ctx, &mut arena, &mut rng, |n, m| !few(n, m));
+        let few = |b: &Beside| b.parked < 3 || b.refused < 3 && !ctx.control;
+        let forks = forks_beside(ctx, &mut arena, &mut rng, few);
         stop.store(true, Ordering::Relaxed);
         let moves = crew::verdict(worker.join())?;
-        let (parked, stock) = forks?;
-        Ok((parked, stock, moves))
+        let seen = forks?;
+        Ok((seen.parked, seen.refused, moves))
     })?;
     require!(moves > 0, "nothing was ever moved");
     require!(

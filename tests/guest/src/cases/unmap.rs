@@ -5,10 +5,12 @@ use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{Arena, Span, Want, CHUNK, CHUNK_PAGES, PAGE};
+use crate::procfs;
 use crate::rng::Rng;
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use crate::{claim, require};
 use asyncfork_uapi::Hook;
+use std::fs;
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 
@@ -34,13 +36,19 @@ pub const TESTS: &[Test] = &[
         Hook::Unmap,
         map_over_parts,
     ),
-    Test::racing("munmap_beside_a_copying_child_disturbs_nobody", whole),
+    Test::racing(
+        "munmap_beside_a_copying_child_disturbs_nobody",
+        Hook::Unmap,
+        whole,
+    ),
     Test::racing(
         "munmap_of_parts_beside_a_copying_child_disturbs_nobody",
+        Hook::Unmap,
         parts,
     ),
     Test::racing(
         "mmap_over_parts_beside_a_copying_child_disturbs_nobody",
+        Hook::Unmap,
         map_over_parts,
     ),
     Test::partial(
@@ -48,7 +56,7 @@ pub const TESTS: &[Test] = &[
         Hook::Unmap,
         whole,
     ),
-    Test::partial(
+    Test::partial_some(
         "mmap_over_parts_of_parked_memory_park_partial",
         Hook::Unmap,
         map_over_parts,
@@ -60,7 +68,7 @@ pub const TESTS: &[Test] = &[
     Test::new("memory_mapped_next_to_parked_memory_is_fresh", neighbours),
 ];
 
-fn whole(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn whole(arena: &mut Arena, _: &mut Rng) -> TestResult {
     for piece in arena.pieces() {
         arena.part(piece.clone()).unmap()?;
         arena.unmapped(piece);
@@ -68,7 +76,7 @@ fn whole(arena: &mut Arena, _: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn parts(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     for _ in 0..12 {
         let range = arena.some_range(rng, CHUNK_PAGES);
         arena.part(range.clone()).unmap()?;
@@ -77,7 +85,7 @@ fn parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn map_over(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn map_over(arena: &mut Arena, _: &mut Rng) -> TestResult {
     for piece in arena.pieces() {
         arena.part(piece.clone()).map(RW, libc::MAP_PRIVATE)?;
         arena.expect(piece, Want::Zero);
@@ -85,7 +93,7 @@ fn map_over(arena: &mut Arena, _: &mut Rng) -> Outcome {
     arena.verify()
 }
 
-fn map_over_parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+fn map_over_parts(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     for gen in 1..10 {
         let range = arena.some_range(rng, 2 * CHUNK_PAGES);
         arena.part(range.clone()).map(RW, libc::MAP_PRIVATE)?;
@@ -97,7 +105,7 @@ fn map_over_parts(arena: &mut Arena, rng: &mut Rng) -> Outcome {
 
 /// The heap's end moves down over parked chunks and up again. The allocator shares the break, so enough free heap is put
 /// aside first for it not to move the break in between.
-fn brk(ctx: &Ctx) -> Outcome<String> {
+fn brk(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     drop(std::hint::black_box(Vec::<u8>::with_capacity(16 << 20)));
     // SAFETY: sbrk(0) only asks.
@@ -133,7 +141,7 @@ fn brk(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn set_break(at: usize) -> Outcome {
+fn set_break(at: usize) -> TestResult {
     // SAFETY: callers move the break over memory that no allocator owns.
     let ret = unsafe { libc::brk(at as *mut libc::c_void) };
     claim!(
@@ -148,7 +156,7 @@ fn set_break(at: usize) -> Outcome {
 }
 
 /// New mappings that touch parked memory on both sides, so that the VMAs merge.
-fn neighbours(ctx: &Ctx) -> Outcome<String> {
+fn neighbours(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let room = Span::reserve(24 << 20)?;
     let (below, rest) = (room.part(0, 4 << 20), room.part(4 << 20, 20 << 20));
@@ -170,6 +178,12 @@ fn neighbours(ctx: &Ctx) -> Outcome<String> {
         fresh.fill(0);
         sides.push(fresh);
     }
+    let all = (room.addr(), room.end());
+    let maps = fs::read_to_string("/proc/self/maps")?;
+    require!(
+        maps.lines().filter_map(procfs::mapping).any(|m| m == all),
+        "they are not one mapping"
+    );
     session.expect_child_held()?;
     drop(hold);
 

@@ -10,7 +10,7 @@ use crate::mem::{Arena, Shape, Span, PAGE};
 use crate::procfs;
 use crate::rng::{mix, Rng};
 use crate::sys;
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use asyncfork_uapi::Hook;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -29,10 +29,12 @@ pub const TESTS: &[Test] = &[
     Test::held("parent_reading_parked_memory_sees_it", Hook::Fault, read),
     Test::racing(
         "parent_overwriting_beside_a_copying_child_disturbs_nobody",
+        Hook::Fault,
         overwrite,
     ),
     Test::racing(
         "parent_writing_random_pages_beside_a_copying_child_disturbs_nobody",
+        Hook::Fault,
         overwrite_random,
     )
     .quick(),
@@ -51,21 +53,21 @@ pub const TESTS: &[Test] = &[
     ),
 ];
 
-pub fn overwrite(arena: &mut Arena, _: &mut Rng) -> Outcome {
+pub fn overwrite(arena: &mut Arena, _: &mut Rng) -> TestResult {
     arena.fill(1);
     Ok(())
 }
 
-pub fn overwrite_random(arena: &mut Arena, rng: &mut Rng) -> Outcome {
+pub fn overwrite_random(arena: &mut Arena, rng: &mut Rng) -> TestResult {
     arena.write_every(1, rng);
     Ok(())
 }
 
-fn read(arena: &mut Arena, _: &mut Rng) -> Outcome {
+fn read(arena: &mut Arena, _: &mut Rng) -> TestResult {
     arena.verify()
 }
 
-fn undisturbed(ctx: &Ctx) -> Outcome<String> {
+fn undisturbed(ctx: &Ctx) -> TestResult<String> {
     let arena = Arena::new(&mut ctx.rng(), 32)?;
     let session = ctx.fork().start(|| arena.verify())?;
     let ended = session.finish()?;
@@ -76,7 +78,7 @@ fn undisturbed(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn child_writes(ctx: &Ctx) -> Outcome<String> {
+fn child_writes(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 16)?;
     let mut rng = ctx.rng();
     let session = ctx.fork().start(|| {
@@ -93,10 +95,10 @@ fn child_writes(ctx: &Ctx) -> Outcome<String> {
     Ok(ended.detail())
 }
 
-fn both_write(ctx: &Ctx) -> Outcome<String> {
+fn both_write(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 16)?;
-    for round in 0..4 {
+    let (rounds, by_parent) = rounds(ctx, 4, |round| {
         let half = arena.shuffled(&mut rng);
         let (early, late) = half.split_at(half.len() / 2);
         let session = ctx.fork().start(|| {
@@ -109,10 +111,14 @@ fn both_write(ctx: &Ctx) -> Outcome<String> {
         for &page in early {
             arena.write(page, 1 + round);
         }
-        session.finish()?.whole(arena.chunks())?;
+        let ended = session.finish()?;
         arena.verify()?;
-    }
-    Ok("4 rounds".into())
+        let report = ended.whole(arena.chunks())?.report();
+        Ok(report.map_or(0, |r| r.chunks.by_parent))
+    })?;
+    Ok(format!(
+        "{rounds} rounds, {by_parent} chunks pulled by the parent"
+    ))
 }
 
 /// A thread that writes the numbers 1, 2, 3, ... to the first word of pages in an order that can be replayed.
@@ -138,7 +144,7 @@ impl Writer {
     }
 
     /// Whether memory holds the effect of exactly the steps up to some number, which is returned.
-    fn verify(&self, arena: &Arena) -> Outcome<u64> {
+    fn verify(&self, arena: &Arena) -> TestResult<u64> {
         let mut arena = arena.clone();
         let first = |page: usize| self.span.load(page * PAGE);
         let is_step = |word: u64| (1..=Self::STEPS).contains(&word);
@@ -161,23 +167,23 @@ impl Writer {
     }
 }
 
-fn one_instant(ctx: &Ctx) -> Outcome<String> {
+fn one_instant(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
-    let (rounds, steps) = rounds(ctx, 8, |_| {
+    let (rounds, by_parent) = rounds(ctx, 8, |_| {
         let arenas = [Arena::new(&mut rng, 8)?, Arena::new(&mut rng, 8)?];
         let writers = arenas.each_ref().map(|a| Writer {
             span: a.span(),
             salt: mix(a.key(0, 99)),
         });
         let stop = AtomicBool::new(false);
-        let verify = || -> Outcome<u64> {
+        let verify = || -> TestResult<u64> {
             let mut sum = 0;
             for (writer, arena) in writers.iter().zip(&arenas) {
                 sum += writer.verify(arena)?;
             }
             Ok(sum)
         };
-        let steps = std::thread::scope(|scope| -> Outcome<u64> {
+        let by_parent = std::thread::scope(|scope| -> TestResult<u64> {
             for writer in &writers {
                 scope.spawn(|| writer.run(&stop));
             }
@@ -192,22 +198,22 @@ fn one_instant(ctx: &Ctx) -> Outcome<String> {
             forked?
                 .finish()?
                 .whole(8)
-                .map(|e| e.report().map_or(0, |r| r.by_parent))
+                .map(|e| e.report().map_or(0, |r| r.chunks.by_parent))
         })?;
         verify().map_err(|v| v.at("parent"))?;
         for arena in &arenas {
             arena.span().unmap()?;
         }
-        Ok(steps)
+        Ok(by_parent)
     })?;
     Ok(format!(
-        "{rounds} rounds, {steps} chunks pulled by the parent"
+        "{rounds} rounds, {by_parent} chunks pulled by the parent"
     ))
 }
 
-fn counters(ctx: &Ctx) -> Outcome<String> {
+fn counters(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
-    let arena = Arena::shaped(&mut rng, Shape::Whole(32))?;
+    let arena = Arena::shaped(&mut rng, Shape::Whole(64))?;
     let span = arena.span();
     let pte_kib = || -> std::io::Result<(usize, usize)> {
         Ok((procfs::status(0, "RssAnon")?, procfs::status(0, "VmPTE")?))
@@ -233,7 +239,9 @@ fn counters(ctx: &Ctx) -> Outcome<String> {
         );
         arena.verify()
     })?;
+    session.expect_running()?;
     let parked_rss = procfs::status(sys::pid(), "RssAnon")?;
+    session.expect_running()?;
     drop(hold);
     claim!(
         parked_rss.abs_diff(rss) <= 2048,

@@ -3,7 +3,7 @@
 
 use super::{pattern, probe, Span, CHUNK, CHUNK_PAGES, PAGE, PAGE_WORDS};
 use crate::rng::Rng;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range;
@@ -273,14 +273,14 @@ impl Arena {
     }
 
     /// Compares every page of this process with the model.
-    pub fn verify(&self) -> Outcome {
+    pub fn verify(&self) -> TestResult {
         for page in 0..self.pages() {
             self.verify_page(page)?;
         }
         Ok(())
     }
 
-    fn verify_page(&self, page: usize) -> Outcome {
+    fn verify_page(&self, page: usize) -> TestResult {
         let span = self.span.page(page);
         let want = self.want[page];
         match want {
@@ -313,7 +313,7 @@ impl Arena {
     pub fn verify_through(
         &self,
         mut read: impl FnMut(usize, &mut [u8]) -> io::Result<()>,
-    ) -> Outcome {
+    ) -> TestResult {
         let mut buf = vec![0u8; PAGE];
         for page in 0..self.pages() {
             if matches!(self.want[page], Want::Fault) {
@@ -352,7 +352,11 @@ impl Arena {
         all
     }
 
-    fn verify_words(&self, page: usize, mut read: impl FnMut() -> Outcome<Vec<u64>>) -> Outcome {
+    fn verify_words(
+        &self,
+        page: usize,
+        mut read: impl FnMut() -> TestResult<Vec<u64>>,
+    ) -> TestResult {
         let allowed = self.allowed(page);
         let mut got = read()?;
         let freed = matches!(self.want[page], Want::KeyOrZero(_));

@@ -11,7 +11,7 @@ use crate::procfs;
 use crate::rng::Rng;
 use crate::swap::Swap;
 use crate::sys::{self, cvt, is_errno};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use asyncfork_uapi::Stats;
 use std::fs;
 use std::io;
@@ -35,7 +35,7 @@ pub enum Aim {
 }
 
 /// False: there was nobody to do it to, or this guest has not what it takes.
-type Deed = fn(&mut Chaos<'_>) -> Outcome<bool>;
+type Deed = fn(&mut Chaos<'_>) -> TestResult<bool>;
 
 /// Aim, name, share among those of the same aim, and what is done. Unloading is rare: for the seconds that it takes, all forks
 /// are stock forks.
@@ -83,7 +83,7 @@ pub struct Chaos<'a> {
 
 impl Chaos<'_> {
     /// Disturbs until the run is over.
-    pub fn go_on(&mut self, aim: Aim) -> Outcome {
+    pub fn go_on(&mut self, aim: Aim) -> TestResult {
         let shares: Vec<usize> = DEEDS
             .iter()
             .map(|d| {
@@ -125,7 +125,7 @@ impl Chaos<'_> {
 }
 
 /// Whether something that was done to a process succeeded; it may have ended before.
-fn unless_gone(result: io::Result<()>) -> Outcome<bool> {
+fn unless_gone(result: io::Result<()>) -> TestResult<bool> {
     if is_errno(&result, libc::ESRCH) || is_errno(&result, libc::ENOENT) {
         return Ok(false);
     }
@@ -134,7 +134,7 @@ fn unless_gone(result: io::Result<()>) -> Outcome<bool> {
 }
 
 /// As written, if this guest has the file.
-fn set_if_there(path: &str, value: &str) -> Outcome<bool> {
+fn set_if_there(path: &str, value: &str) -> TestResult<bool> {
     if !Path::new(path).exists() {
         return Ok(false);
     }
@@ -142,14 +142,14 @@ fn set_if_there(path: &str, value: &str) -> Outcome<bool> {
     Ok(true)
 }
 
-fn kill(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn kill(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     match chaos.victim() {
         Some(pid) => unless_gone(sys::kill(pid, libc::SIGKILL)),
         None => Ok(false),
     }
 }
 
-fn stop(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn stop(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let Some(pid) = chaos.victim() else {
         return Ok(false);
     };
@@ -158,7 +158,7 @@ fn stop(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     Ok(stopped && unless_gone(sys::kill(pid, libc::SIGCONT))?)
 }
 
-fn freeze(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn freeze(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let kids = chaos.slot().kids;
     kids.set("cgroup.freeze", 1)?;
     chaos.nap(300);
@@ -166,7 +166,7 @@ fn freeze(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     Ok(true)
 }
 
-fn throttle(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn throttle(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let kids = chaos.slot().kids;
     kids.set("cpu.max", "2000 100000")?;
     chaos.nap(500);
@@ -174,7 +174,7 @@ fn throttle(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     Ok(true)
 }
 
-fn no_forks(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn no_forks(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let group = chaos.slot().group;
     group.set("pids.max", 1)?;
     chaos.nap(100);
@@ -182,7 +182,7 @@ fn no_forks(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     Ok(true)
 }
 
-fn look(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn look(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let Some(pid) = chaos.victim() else {
         return Ok(false);
     };
@@ -210,7 +210,7 @@ fn read_memory(pid: i32) -> io::Result<()> {
 }
 
 /// Of memory that is not there, so that nobody loses any: whoever looks for its users pulls all the same.
-fn memory_failure(_: &mut Chaos<'_>) -> Outcome<bool> {
+fn memory_failure(_: &mut Chaos<'_>) -> TestResult<bool> {
     const NOWHERE: &str = "0xffffffff000";
     if !knows_memory_failures() {
         return Ok(false);
@@ -229,7 +229,7 @@ pub fn knows_memory_failures() -> bool {
     Path::new(HARD_OFFLINE).exists()
 }
 
-fn clear_refs(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn clear_refs(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let Some(pid) = chaos.victim() else {
         return Ok(false);
     };
@@ -243,7 +243,7 @@ pub fn has_two_nodes() -> bool {
     Path::new(NODE1).exists()
 }
 
-fn migrate(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn migrate(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let (Some(pid), true) = (chaos.victim(), has_two_nodes()) else {
         return Ok(false);
     };
@@ -257,7 +257,7 @@ fn migrate(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     unless_gone(left.map(drop))
 }
 
-fn reclaim(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn reclaim(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let mib = 1 + chaos.rng.below(32);
     let group = chaos.slot().group.path().join("memory.reclaim");
     let result = fs::write(group, format!("{mib}M"));
@@ -269,15 +269,15 @@ fn reclaim(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     Ok(true)
 }
 
-fn compact(_: &mut Chaos<'_>) -> Outcome<bool> {
+fn compact(_: &mut Chaos<'_>) -> TestResult<bool> {
     set_if_there("/proc/sys/vm/compact_memory", "1")
 }
 
-fn drop_caches(_: &mut Chaos<'_>) -> Outcome<bool> {
+fn drop_caches(_: &mut Chaos<'_>) -> TestResult<bool> {
     set_if_there("/proc/sys/vm/drop_caches", "3")
 }
 
-fn swap_cycle(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn swap_cycle(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let off = chaos.swap.off();
     // Not enough memory for what is in there: then it stays on.
     if is_errno(&off, libc::ENOMEM) {
@@ -289,15 +289,15 @@ fn swap_cycle(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     Ok(true)
 }
 
-fn huge_pages(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn huge_pages(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     set_if_there(THP, ["always", "madvise", "never"][chaos.rng.below(3)])
 }
 
-fn split(_: &mut Chaos<'_>) -> Outcome<bool> {
+fn split(_: &mut Chaos<'_>) -> TestResult<bool> {
     set_if_there(SPLIT, "1")
 }
 
-fn hotplug(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn hotplug(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     if !set_if_there(CPU1, "0")? {
         return Ok(false);
     }
@@ -305,7 +305,7 @@ fn hotplug(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     set_if_there(CPU1, "1")
 }
 
-fn switch(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn switch(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let Some(module) = chaos.module else {
         return Ok(false);
     };
@@ -315,7 +315,7 @@ fn switch(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     Ok(true)
 }
 
-fn parameters(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn parameters(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let Some(module) = chaos.module else {
         return Ok(false);
     };
@@ -337,7 +337,7 @@ fn parameters(chaos: &mut Chaos<'_>) -> Outcome<bool> {
 const MOMENTS: usize = 200;
 
 /// Nobody arms a fork until the module could be taken away and is back.
-fn unload(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn unload(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let Some(module) = chaos.module else {
         return Ok(false);
     };
@@ -360,7 +360,7 @@ fn unload(chaos: &mut Chaos<'_>) -> Outcome<bool> {
 }
 
 /// As an administrator would, in the midst of it.
-fn unload_in_use(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn unload_in_use(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let Some(module) = chaos.module else {
         return Ok(false);
     };
@@ -372,7 +372,7 @@ fn unload_in_use(chaos: &mut Chaos<'_>) -> Outcome<bool> {
     Ok(true)
 }
 
-fn try_unload(chaos: &Chaos<'_>, module: &Module) -> Outcome<bool> {
+fn try_unload(chaos: &Chaos<'_>, module: &Module) -> TestResult<bool> {
     let stats = module.stats()?;
     let result = module.try_unload();
     if is_errno(&result, libc::EAGAIN) {
@@ -384,7 +384,7 @@ fn try_unload(chaos: &Chaos<'_>, module: &Module) -> Outcome<bool> {
     Ok(true)
 }
 
-fn fault(chaos: &mut Chaos<'_>) -> Outcome<bool> {
+fn fault(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     let Some(module) = chaos.module.filter(|_| chaos.faults) else {
         return Ok(false);
     };
@@ -394,7 +394,7 @@ fn fault(chaos: &mut Chaos<'_>) -> Outcome<bool> {
 }
 
 /// The module must not have found anything that it does not expect.
-pub fn expect_sane(stats: Option<&Stats>) -> Outcome {
+pub fn expect_sane(stats: Option<&Stats>) -> TestResult {
     let Some(stats) = stats else {
         return Ok(());
     };
@@ -411,7 +411,7 @@ pub fn expect_sane(stats: Option<&Stats>) -> Outcome {
 }
 
 /// Warnings and the like, as far as the kernel's taint flags tell.
-pub fn expect_untainted() -> Outcome {
+pub fn expect_untainted() -> TestResult {
     match asyncfork_host::kernel::bad_taint(asyncfork_host::kernel::tainted()?) {
         Some(why) => Err(Verdict::Failed(format!("{why}; its log says of what"))),
         None => Ok(()),

@@ -5,12 +5,12 @@ use crate::cgroup::Cgroup;
 use crate::mem::{Arena, Shape};
 use crate::rng::Rng;
 use crate::sys;
-use crate::verdict::Outcome;
+use crate::verdict::TestResult;
 
 /// Whether MADV_FREE in a child can discard its parent's pages, without any help of ours. It can where a page was swapped
 /// in from a synchronous device such as zram by a load, which leaves it clean with no copy in swap: madvise_free_pte_range()
 /// marks such a page as discardable without looking who else has it mapped. Seen on 6.1 and 6.12, not on 7.2.
-pub fn free_in_a_child_frees_for_the_parent() -> Outcome<bool> {
+pub fn free_in_a_child_frees_for_the_parent() -> TestResult<bool> {
     let group = Cgroup::top()?.child("defect")?;
     // SAFETY: the process is single-threaded; the child ends here.
     let pid = sys::cvt(unsafe { libc::fork() })?;
@@ -31,7 +31,7 @@ pub fn free_in_a_child_frees_for_the_parent() -> Outcome<bool> {
     }
 }
 
-fn probe(group: &Cgroup) -> Outcome<bool> {
+fn probe(group: &Cgroup) -> TestResult<bool> {
     group.enter()?;
     crate::mem::probe::install()?;
     let arena = Arena::shaped(&mut Rng::new(0, "defect"), Shape::Whole(2))?;

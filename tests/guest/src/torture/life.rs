@@ -13,7 +13,7 @@ use crate::module;
 use crate::rng::Rng;
 use crate::session;
 use crate::sys::{self, Exit};
-use crate::verdict::{Context, Outcome, Verdict};
+use crate::verdict::{Context, TestResult, Verdict};
 use asyncfork_uapi::{Arm, Device, Outcome as Fate, Reason, Report, State};
 use std::collections::VecDeque;
 use std::fmt;
@@ -65,14 +65,14 @@ impl Life {
 
     /// What a process ends with; a bad verdict is noted. Want of memory is none, but where there is enough mlock(2) calls a
     /// page by that name that it could not fault in.
-    fn exit_status(&self, who: &str, result: &Outcome) -> i32 {
+    fn exit_status(&self, who: &str, result: &TestResult) -> i32 {
         // At the end all limits are lifted; orphans may meet that of their parent's successor.
         let short = self.short || self.tally.stopped() || self.slot.is_limited().unwrap_or(true);
         self.tally.exit_status(who, result, short)
     }
 
     /// Works and forks until its time is over: what to end with.
-    fn parent(&self) -> Outcome<End> {
+    fn parent(&self) -> TestResult<End> {
         self.slot.main.enter()?;
         sys::allow_huge_pages(true)?;
         probe::install()?;
@@ -82,7 +82,7 @@ impl Life {
                 let shape = some_shape(&mut rng);
                 Ok(Mutex::new(Plot::new(&mut rng, shape)?))
             })
-            .collect::<Outcome<Vec<_>>>()?;
+            .collect::<TestResult<Vec<_>>>()?;
         let work = Work {
             life: self,
             crew: Crew::new(&arenas, REST),
@@ -117,7 +117,7 @@ impl Life {
     }
 
     /// What a child does. `held` is all of the parent's memory, as it was at the fork.
-    fn child(&self, mut held: Held<'_, Plot>, mut rng: Rng) -> Outcome {
+    fn child(&self, mut held: Held<'_, Plot>, mut rng: Rng) -> TestResult {
         self.verify(&held)?;
         if rng.one_in(2) {
             for arena in held.iter_mut() {
@@ -144,14 +144,14 @@ impl Life {
         Ok(())
     }
 
-    fn operate(&self, plot: &mut Plot, rng: &mut Rng, gen: u32) -> Outcome {
+    fn operate(&self, plot: &mut Plot, rng: &mut Rng, gen: u32) -> TestResult {
         let done = self.mix.operate(&mut plot.arena, rng, gen);
         add(&self.tally.ops[done.number], 1);
         plot.note(format!("{gen} {} {:?}", OPS[done.number].0, done.pages));
         done.result.map_err(|v| v.at(plot))
     }
 
-    fn verify(&self, held: &[MutexGuard<'_, Plot>]) -> Outcome {
+    fn verify(&self, held: &[MutexGuard<'_, Plot>]) -> TestResult {
         for plot in held {
             plot.arena.verify().map_err(|v| v.at(&**plot))?;
             add(&self.tally.pages, plot.arena.pages() as u64);
@@ -160,7 +160,7 @@ impl Life {
     }
 
     /// A descriptor for the next fork; nothing if the module is away just now.
-    fn arm(&self, rng: &mut Rng) -> Outcome<Option<Device>> {
+    fn arm(&self, rng: &mut Rng) -> TestResult<Option<Device>> {
         let device = match Device::open() {
             Ok(device) if !self.tally.unarmed_only() => device,
             _ => return Ok(None),
@@ -180,8 +180,8 @@ impl Life {
     fn fork(
         &self,
         device: Option<Device>,
-        child: impl FnOnce() -> Outcome,
-    ) -> Outcome<Option<Kid>> {
+        child: impl FnOnce() -> TestResult,
+    ) -> TestResult<Option<Kid>> {
         // SAFETY: the child runs this closure's code only and ends; the C library makes malloc usable in it.
         match sys::cvt(unsafe { libc::fork() }) {
             Ok(0) => {
@@ -222,7 +222,7 @@ impl Work<'_> {
     }
 
     /// Forks again and again: the children that are left.
-    fn forks(&self, rng: &mut Rng) -> Outcome<Vec<Kid>> {
+    fn forks(&self, rng: &mut Rng) -> TestResult<Vec<Kid>> {
         let mut kids = Vec::new();
         for _ in 0..1 + rng.below(FORKS) {
             if self.over() {
@@ -250,7 +250,7 @@ impl Work<'_> {
     }
 
     /// One fork of all memory, while nobody is in the middle of an operation: the models are true.
-    fn fork(&self, rng: &mut Rng) -> Outcome<Option<Kid>> {
+    fn fork(&self, rng: &mut Rng) -> TestResult<Option<Kid>> {
         let device = self.life.arm(rng)?;
         let mut held = self.crew.hold();
         for plot in held.iter_mut() {
@@ -272,7 +272,7 @@ impl Plot {
     /// Most entries that are kept.
     const HISTORY: usize = 60;
 
-    fn new(rng: &mut Rng, shape: Shape) -> Outcome<Self> {
+    fn new(rng: &mut Rng, shape: Shape) -> TestResult<Self> {
         Ok(Self {
             arena: Arena::shaped(rng, shape)?,
             history: VecDeque::new(),
@@ -310,7 +310,7 @@ struct Kid {
 
 impl Kid {
     /// Waits for its end and checks the module's report.
-    fn reap(self, life: &Life) -> Outcome {
+    fn reap(self, life: &Life) -> TestResult {
         let exit = sys::wait(self.pid).at("wait for a child")?;
         let whole = count_end(life.tally, exit).at("child")?;
         match self.device {
@@ -321,7 +321,7 @@ impl Kid {
 }
 
 /// Books how a process ended: whether it found its image whole. Its own failure is noted already, by itself.
-pub fn count_end(tally: &Tally, exit: Exit) -> Outcome<bool> {
+pub fn count_end(tally: &Tally, exit: Exit) -> TestResult<bool> {
     match exit {
         Exit::Code(GOOD) => Ok(true),
         Exit::Code(SCARCE) => Ok(false),
@@ -345,9 +345,9 @@ pub fn count_end(tally: &Tally, exit: Exit) -> Outcome<bool> {
 }
 
 /// The report of a session that is over, or of a fork that never had one.
-fn final_report(device: &Device) -> Outcome<Report> {
+fn final_report(device: &Device) -> TestResult<Report> {
     let read = || device.report().map_err(module::device_error);
-    let over = sys::poll_until(|| -> Outcome<Option<Report>> {
+    let over = sys::poll_until(|| -> TestResult<Option<Report>> {
         Ok(Some(read()?).filter(|r| r.state() != State::Running))
     })?;
     match over {
@@ -360,7 +360,7 @@ fn final_report(device: &Device) -> Outcome<Report> {
 }
 
 /// Every chunk is accounted for, and a child that has seen its whole image has been given it.
-fn check(report: &Report, whole: bool) -> Outcome {
+fn check(report: &Report, whole: bool) -> TestResult {
     match (report.outcome(), report.reason()) {
         (Fate::Async, _) => {}
         (
@@ -381,7 +381,7 @@ fn check(report: &Report, whole: bool) -> Outcome {
     session::balanced(report)
         .map_err(|why| Verdict::Failed(format!("{why}; session {}", session::summary(report))))?;
     claim!(
-        !whole || (report.state() == State::Done && report.reattached == 0),
+        !whole || (report.state() == State::Done && report.chunks.reattached == 0),
         "the child found its image whole, but its session says otherwise: {}",
         session::summary(report)
     );
@@ -389,10 +389,11 @@ fn check(report: &Report, whole: bool) -> Outcome {
 }
 
 /// A fork that failed has given everything back.
-fn failed_report(device: &Device) -> Outcome {
+fn failed_report(device: &Device) -> TestResult {
     let report = final_report(device)?;
     claim!(
-        report.reattached + report.by_parent + report.by_other >= report.parked,
+        report.chunks.reattached + report.chunks.by_parent + report.chunks.by_other
+            >= report.chunks.parked,
         "fork() failed, but not all chunks are back: {}",
         session::summary(&report)
     );

@@ -19,7 +19,7 @@ use crate::procfs::Setting;
 use crate::rng::{self, Rng};
 use crate::swap::Swap;
 use crate::sys::{self, Exit};
-use crate::verdict::{Context as _, Outcome, Verdict};
+use crate::verdict::{Context as _, TestResult, Verdict};
 use crate::{claim, require, runner};
 use anyhow::Context as _;
 use asyncfork_uapi::{Hook, Stats};
@@ -147,7 +147,7 @@ impl Without {
 }
 
 /// What goes wrong in this kernel without the module, too, if there is swap.
-fn leave_out_defects(without: &mut Without) -> Outcome {
+fn leave_out_defects(without: &mut Without) -> TestResult {
     if defect::free_in_a_child_frees_for_the_parent()? {
         println!(
             "left out MADV_FREE: this kernel takes other processes' pages (docs/correctness.md)"
@@ -164,14 +164,14 @@ fn torture(
     module: Option<&Module>,
     tally: &'static Tally,
     without: &mut Without,
-) -> Outcome {
+) -> TestResult {
     let swap = Swap::new()?;
     leave_out_defects(without)?;
     let _settings = settings()?;
     let top = Cgroup::top()?;
     let slots = (0..args.parents)
         .map(|n| Ok(Slot::new(&top, n)?))
-        .collect::<Outcome<Vec<_>>>()?;
+        .collect::<TestResult<Vec<_>>>()?;
     asyncfork_watch::adopt_orphans()?;
 
     let mut crowd = Crowd {
@@ -214,7 +214,7 @@ fn torture(
 }
 
 /// What of the machine's memory management is to be busy.
-fn settings() -> Outcome<Vec<Setting>> {
+fn settings() -> TestResult<Vec<Setting>> {
     const THP: &str = "/sys/kernel/mm/transparent_hugepage";
     let mut settings = Vec::new();
     for (path, value) in [
@@ -258,7 +258,7 @@ struct Crowd<'a> {
 
 impl Crowd<'_> {
     /// Starts a process of the crowd; `body` ends with its verdict.
-    fn start(&mut self, who: Who, body: impl FnOnce() -> Outcome) -> Outcome {
+    fn start(&mut self, who: Who, body: impl FnOnce() -> TestResult) -> TestResult {
         // SAFETY: this process is single-threaded; the child ends here.
         let pid = sys::cvt(unsafe { libc::fork() }).at("fork")?;
         if pid == 0 {
@@ -274,7 +274,7 @@ impl Crowd<'_> {
         self.pids.values().any(in_slot)
     }
 
-    fn start_parent(&mut self, slot: usize) -> Outcome {
+    fn start_parent(&mut self, slot: usize) -> TestResult {
         let name = format!("parent {slot}-{}", self.lives[slot]);
         self.lives[slot] += 1;
         add(&self.tally.lives, 1);
@@ -292,7 +292,7 @@ impl Crowd<'_> {
     }
 
     /// Keeps all slots busy until the time is over or somebody has failed.
-    fn go_on(&mut self, limit: Duration, module: Option<&Module>) -> Outcome {
+    fn go_on(&mut self, limit: Duration, module: Option<&Module>) -> TestResult {
         let start = Instant::now();
         let mut watch = Watch::new(self.tally);
         while start.elapsed() < limit && !self.tally.stopped() {
@@ -317,7 +317,7 @@ impl Crowd<'_> {
     }
 
     /// Takes note of one process that has ended; false: none has.
-    fn reap(&mut self) -> Outcome<bool> {
+    fn reap(&mut self) -> TestResult<bool> {
         let Some((pid, exit)) = sys::wait_any()? else {
             return Ok(false);
         };
@@ -335,7 +335,7 @@ impl Crowd<'_> {
     }
 
     /// Waits for everybody, all of whom have been told to stop.
-    fn come_to_an_end(&mut self) -> Outcome {
+    fn come_to_an_end(&mut self) -> TestResult {
         let start = Instant::now();
         while start.elapsed() < STUCK {
             while self.reap()? {}
@@ -368,11 +368,11 @@ impl Crowd<'_> {
     }
 
     /// After a kill: nobody is left, and nobody's end matters.
-    fn reap_all(&mut self) -> Outcome {
+    fn reap_all(&mut self) -> TestResult {
         for &pid in self.pids.keys() {
             let _ = sys::kill(pid, libc::SIGKILL);
         }
-        let gone = sys::poll_until(|| -> Outcome<Option<()>> {
+        let gone = sys::poll_until(|| -> TestResult<Option<()>> {
             while let Some((pid, _)) = sys::wait_any()? {
                 self.pids.remove(&pid);
             }
@@ -413,7 +413,7 @@ impl Watch {
         due
     }
 
-    fn look(&mut self, tally: &Tally, stats: Option<&Stats>, elapsed: Duration) -> Outcome {
+    fn look(&mut self, tally: &Tally, stats: Option<&Stats>, elapsed: Duration) -> TestResult {
         let progress = tally.progress();
         if progress != self.progress {
             (self.progress, self.since) = (progress, Instant::now());
@@ -477,7 +477,7 @@ fn report(tally: &Tally, totals: &Totals, elapsed: Duration) {
 }
 
 /// A run in which something never happened has shown less than it claims; a short one has to say what.
-fn expect_tried(tally: &Tally, totals: &Totals, without: &Without) -> Outcome {
+fn expect_tried(tally: &Tally, totals: &Totals, without: &Without) -> TestResult {
     require!(get(&tally.whole) > 0, "no child found its image whole");
     require!(totals.get("chunks parked") > 0, "nothing was parked");
     // Nobody uses userfaultfd here, children are mostly done before their parent's core dump begins (the VM tests hold

@@ -7,7 +7,7 @@ use crate::mem::{probe, Arena, Span, Want, CHUNK_PAGES, PAGE};
 use crate::procfs;
 use crate::rng::Rng;
 use crate::sys::{self, cvt, is_errno};
-use crate::verdict::{Context, Outcome};
+use crate::verdict::{Context, TestResult};
 use std::fs::File;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -21,7 +21,7 @@ const MADV_COLLAPSE: i32 = 25;
 const MLOCK_ONFAULT: u32 = 1;
 
 /// An operation on these pages of the arena, which may hold generation `gen` afterwards.
-type Op = fn(&mut Arena, Range<usize>, &mut Rng, u32) -> Outcome;
+type Op = fn(&mut Arena, Range<usize>, &mut Rng, u32) -> TestResult;
 
 /// Name, share among all of them, and what it does.
 pub const OPS: &[(&str, usize, Op)] = &[
@@ -94,16 +94,16 @@ pub struct Operation {
     /// Pages of the arena.
     pub pages: Range<usize>,
     /// How it ended.
-    pub result: Outcome,
+    pub result: TestResult,
 }
 
-fn write(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> Outcome {
+fn write(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> TestResult {
     arena.write_range(range, gen);
     Ok(())
 }
 
 /// Stores to a page here and there: most pages of a chunk stay shared.
-fn write_word(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, _: u32) -> Outcome {
+fn write_word(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, _: u32) -> TestResult {
     for page in range.step_by(1 + rng.below(64)) {
         let (off, value) = (rng.below(PAGE / 8) * 8, rng.next());
         arena.part(page..page + 1).store(off, value);
@@ -112,19 +112,19 @@ fn write_word(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, _: u32) -> 
     Ok(())
 }
 
-fn discard(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn discard(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     arena.part(range.clone()).advise(libc::MADV_DONTNEED)?;
     arena.expect(range, Want::Zero);
     Ok(())
 }
 
-fn unmap(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, gen: u32) -> Outcome {
+fn unmap(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, gen: u32) -> TestResult {
     arena.part(range.clone()).unmap()?;
     map_over(arena, range, rng, gen)
 }
 
 /// With the flags of the whole arena, so that mappings become one again and chunks parkable.
-fn map_over(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, gen: u32) -> Outcome {
+fn map_over(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, gen: u32) -> TestResult {
     let span = arena.part(range.clone());
     span.map(RW, libc::MAP_PRIVATE | libc::MAP_NORESERVE)?;
     span.advise(libc::MADV_NOHUGEPAGE)?;
@@ -135,7 +135,7 @@ fn map_over(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, gen: u32) -> 
     Ok(())
 }
 
-fn read_only(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn read_only(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let span = arena.part(range);
     span.protect(libc::PROT_READ)?;
     let written = probe::store(span, 1);
@@ -144,7 +144,7 @@ fn read_only(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Out
     Ok(())
 }
 
-fn no_access(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn no_access(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let span = arena.part(range);
     span.protect(libc::PROT_NONE)?;
     let read = probe::readable(span);
@@ -153,12 +153,12 @@ fn no_access(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Out
     Ok(())
 }
 
-fn move_page(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, gen: u32) -> Outcome {
+fn move_page(arena: &mut Arena, range: Range<usize>, rng: &mut Rng, gen: u32) -> TestResult {
     move_many(arena, range.start..range.start + 1, rng, gen)
 }
 
 /// Away and back again.
-fn move_many(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn move_many(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let (here, away) = (
         arena.part(range.clone()),
         Span::reserve(range.len() * PAGE)?,
@@ -175,7 +175,7 @@ fn move_many(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Out
 }
 
 /// The pages go, the mapping stays, and the pages come back over it.
-fn move_dontunmap(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn move_dontunmap(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let (here, away) = (
         arena.part(range.clone()),
         Span::reserve(range.len() * PAGE)?,
@@ -198,21 +198,21 @@ fn move_dontunmap(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -
     Ok(())
 }
 
-fn lock(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn lock(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let span = arena.part(range);
     let locked = span.lock(0);
     span.unlock()?;
     Ok(locked?)
 }
 
-fn lock_on_fault(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn lock_on_fault(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let span = arena.part(range);
     let locked = span.lock(MLOCK_ONFAULT);
     span.unlock()?;
     Ok(locked?)
 }
 
-fn free(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> Outcome {
+fn free(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> TestResult {
     for page in range.clone() {
         if arena.is_patched(page) {
             arena.write(page, gen);
@@ -229,7 +229,7 @@ fn free(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> Outcom
 
 /// Huge pages from now on, and for the chunk of the range at once where that is possible: it needs 2 MiB in one piece, and
 /// pages that nobody else has mapped.
-fn huge(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn huge(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     for span in arena.piece_spans() {
         span.advise(libc::MADV_HUGEPAGE)?;
     }
@@ -239,14 +239,14 @@ fn huge(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome 
     Ok(())
 }
 
-fn no_huge(arena: &mut Arena, _: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn no_huge(arena: &mut Arena, _: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     for span in arena.piece_spans() {
         span.advise(libc::MADV_NOHUGEPAGE)?;
     }
     Ok(())
 }
 
-fn pagemap(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn pagemap(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let map = procfs::pagemap(0, arena.part(range.clone()))?;
     claim!(map.len() == range.len(), "pagemap is short");
     for (entry, page) in map.into_iter().zip(range) {
@@ -261,19 +261,19 @@ fn pagemap(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outco
     Ok(())
 }
 
-fn mincore(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn mincore(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let resident = arena.part(range.clone()).resident()?;
     claim!(resident.len() == range.len(), "mincore is short");
     Ok(())
 }
 
 /// A file in memory that holds a few pages.
-fn scratch_file(pages: usize) -> Outcome<File> {
+fn scratch_file(pages: usize) -> TestResult<File> {
     Ok(File::from(sys::memfd(pages * PAGE)?))
 }
 
 /// The kernel stores to the pages.
-fn read_into(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> Outcome {
+fn read_into(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> TestResult {
     let range = range.start..range.end.min(range.start + 8);
     let file = scratch_file(range.len())?;
     for (i, page) in range.clone().enumerate() {
@@ -288,7 +288,7 @@ fn read_into(arena: &mut Arena, range: Range<usize>, _: &mut Rng, gen: u32) -> O
 }
 
 /// The kernel loads from the pages.
-fn write_from(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> Outcome {
+fn write_from(arena: &mut Arena, range: Range<usize>, _: &mut Rng, _: u32) -> TestResult {
     let range = range.start..range.end.min(range.start + 8);
     let file = scratch_file(range.len())?;
     let span = arena.part(range.clone());

@@ -4,7 +4,7 @@
 use super::chaos::DEEDS;
 use super::ops::OPS;
 use crate::crew::NO_THREAD;
-use crate::verdict::{Outcome, Verdict};
+use crate::verdict::{TestResult, Verdict};
 use asyncfork_uapi::{Hook, Stats, HOOK_MAX};
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -17,7 +17,7 @@ const TEXT: usize = 4000;
 pub const GOOD: i32 = 0;
 /// Of one that found something wrong and has noted it.
 pub const BAD: i32 = 1;
-/// Of one that could not go on for want of memory: it proves nothing, and is no failure.
+/// Of one that could not go on for lack of memory: it proves nothing, and is no failure.
 pub const SCARCE: i32 = 3;
 
 /// Counters, the first failure, and the word to stop. All zero at the start.
@@ -41,7 +41,7 @@ pub struct Tally {
     pub whole: AtomicU64,
     /// Processes that were killed, on purpose or for memory.
     pub killed: AtomicU64,
-    /// Processes that gave up for want of memory.
+    /// Processes that gave up for lack of memory.
     pub scarce: AtomicU64,
     /// Processes that ended in a core dump, as planned.
     pub dumps: AtomicU64,
@@ -119,9 +119,9 @@ impl Tally {
         }
     }
 
-    /// What a process with this verdict ends with. A bad one is noted; `short`: want of memory is none. Want of threads never
+    /// What a process with this verdict ends with. A bad one is noted; `short`: lack of memory is none. Lack of threads never
     /// is, as their number is limited at times.
-    pub fn exit_status(&self, who: &str, result: &Outcome, short: bool) -> i32 {
+    pub fn exit_status(&self, who: &str, result: &TestResult, short: bool) -> i32 {
         match result {
             Ok(()) => GOOD,
             Err(v) if is_scarcity(v) && (short || v.text().starts_with(NO_THREAD)) => {
@@ -174,8 +174,14 @@ fn is_scarcity(v: &Verdict) -> bool {
 }
 
 /// The module's statistics, as numbers that can be summed.
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub struct Totals([u64; Totals::LEN]);
+
+impl Default for Totals {
+    fn default() -> Self {
+        Self([0; Self::LEN])
+    }
+}
 
 impl Totals {
     const NAMED: usize = 13;
@@ -188,13 +194,13 @@ impl Totals {
             s.failed,
             s.aborted,
             s.killed,
-            s.parked,
-            s.reattached,
-            s.odd,
-            s.by_child,
-            s.by_parent,
-            s.by_helper,
-            s.by_other,
+            s.chunks.parked,
+            s.chunks.reattached,
+            s.chunks.mixed,
+            s.chunks.by_child,
+            s.chunks.by_parent,
+            s.chunks.by_helper,
+            s.chunks.by_other,
             s.merged,
         ];
         let mut all = [0; Self::LEN];
@@ -250,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn want_of_memory_is_no_failure_but_a_wrong_byte_is() {
+    fn lack_of_memory_is_no_failure_but_a_wrong_byte_is() {
         let tally = Tally::new().unwrap();
         let enomem = Verdict::from(io::Error::from_raw_os_error(libc::ENOMEM)).at("munmap");
         let eagain = Verdict::from(io::Error::from_raw_os_error(libc::EAGAIN));
@@ -272,10 +278,8 @@ mod tests {
     #[test]
     fn totals_go_on_over_a_reload() {
         let tally = Tally::new().unwrap();
-        let mut stats = Stats {
-            parked: 5,
-            ..Stats::default()
-        };
+        let mut stats = Stats::default();
+        stats.chunks.parked = 5;
         stats.pulls[Hook::Exit.raw() as usize] = 2;
         tally.keep(&stats);
         let sum = tally.totals(Some(&stats));

@@ -1,5 +1,10 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-/* Tells the numbers of its threads and of those of a child. */
+/*
+ * Tells the numbers of its threads and of those of a child, once both have seen added
+ * forks; without an argument they wait for none.
+ */
+#include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -17,17 +22,41 @@ static int threads(void)
 	return n;
 }
 
-int main(void)
+static atomic_int forks;
+
+static void count(void)
 {
+	forks++;
+}
+
+static void wait_for_forks(int wanted)
+{
+	int before = forks;
+
+	if (!wanted)
+		usleep(300000);
+	while (forks < before + wanted)
+		usleep(1000);
+	printf("added forks: %s\n", forks > before ? "yes" : "no");
+}
+
+int main(int argc, char **argv)
+{
+	int wanted = argc > 1 ? 3 : 0;
 	pid_t child;
 	int status;
 
-	usleep(300000);
+	(void)argv;
+	/* What does not come about ends it. */
+	alarm(60);
+	pthread_atfork(NULL, count, NULL);
+	wait_for_forks(wanted);
 	printf("threads: %d\n", threads());
 	fflush(stdout);
 	child = fork();
 	if (child == 0) {
-		usleep(300000);
+		alarm(60);
+		wait_for_forks(wanted);
 		printf("threads of the child: %d\n", threads());
 		fflush(stdout);
 		_exit(0);
