@@ -43,16 +43,7 @@ pub fn while_held(
     arena: &mut Arena,
     op: impl FnOnce(&mut Arena) -> TestResult,
 ) -> TestResult<Ended> {
-    let hold = Hold::new()?;
-    let session = ctx.fork().start(|| arena.verify())?;
-    session.expect_running()?;
-    op(arena)?;
-    session.expect_child_held()?;
-    drop(hold);
-
-    let ended = session.finish()?;
-    arena.verify().map_err(|v| v.at("parent"))?;
-    Ok(ended)
+    fork_under(ctx, Hold::new()?, arena, |_, arena| op(arena))
 }
 
 /// Like [`while_held`], but `op` may sleep.
@@ -62,11 +53,21 @@ pub fn while_plugged(
     arena: &mut Arena,
     op: impl FnOnce(&mut Arena) -> TestResult,
 ) -> TestResult<Ended> {
-    let hold = plug.hold()?;
+    fork_under(ctx, plug.hold()?, arena, |hold, arena| {
+        hold.step_aside()?;
+        op(arena)
+    })
+}
+
+fn fork_under<H>(
+    ctx: &Ctx,
+    hold: H,
+    arena: &mut Arena,
+    op: impl FnOnce(&H, &mut Arena) -> TestResult,
+) -> TestResult<Ended> {
     let session = ctx.fork().start(|| arena.verify())?;
     session.expect_running()?;
-    hold.step_aside()?;
-    op(arena)?;
+    op(&hold, arena)?;
     session.expect_child_held()?;
     drop(hold);
 
