@@ -2,7 +2,8 @@
 /*
  * Attach the hooks to the kernel, and take them away
  *
- * All of them or none. Unhooked text may still be run for a while.
+ * All of them or none. After a hook is taken away tasks may still be inside its
+ * code: hooks_detach().
  */
 #define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
 

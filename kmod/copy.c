@@ -51,7 +51,7 @@ static int copy_present(struct copy *c, pte_t *src, pte_t *dst, pte_t pte,
 	struct folio *folio;
 
 	if (pte_special(pte)) {
-		/* The zero page, or no page of the kernel's: not counted. */
+		/* The zero page, or a PFN without a struct page: not counted. */
 		c->mixed |= !is_zero_pfn(pte_pfn(pte));
 	} else {
 		page = pfn_to_page(pte_pfn(pte));

@@ -46,7 +46,7 @@ struct af_file {
 	struct list_head arms;
 	struct task_struct *task;
 	struct asyncfork_arm arm;
-	u32 exec_id;
+	u64 exec_id;
 	/* Guards session, report and parent_pid. */
 	spinlock_t lock;
 	struct af_session *session;
@@ -382,6 +382,8 @@ static const struct file_operations fops = {
 	.flush		= dev_flush,
 	.release	= dev_release,
 	.unlocked_ioctl	= dev_ioctl,
+	/* All structs are the same. */
+	.compat_ioctl	= compat_ptr_ioctl,
 	.llseek		= noop_llseek,
 };
 

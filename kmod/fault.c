@@ -52,8 +52,8 @@ MODULE_PARM_DESC(fault_lingering, "the task that lingers now, or 0");
 /**
  * af_linger - a place in which a test wants a task to be for a while
  *
- * It takes processor time, not time: who is not let run stays. And whoever may be
- * preempted, is. The test ends it early by naming another task, or none.
+ * Processor time counts, not the clock: a task that is not scheduled stays. It
+ * reschedules where preemption is allowed. The test ends it early by naming another task, or none.
  */
 void af_linger(void)
 {

@@ -21,7 +21,7 @@
 /* Threads of current that have this mm, if nobody else has: its users. */
 static bool only_threads(struct mm_struct *mm)
 {
-	/* One's own stays. */
+	/* current's own cannot go away. */
 	struct sighand_struct *sighand =
 		rcu_dereference_protected(current->sighand, true);
 	struct task_struct *t;

@@ -13,7 +13,10 @@ struct af_verdict {
 	unsigned long skip;	/* RDX: nonzero: do not run it */
 };
 
-/* Defines af_hook_FN(), which only tramp.S calls, so that it is declared there. */
+/*
+ * Defines af_hook_FN(). Only tramp.S calls it, so the prototype is given here and
+ * in no header.
+ */
 #define AF_HOOK_FN(type, fn, ...)					\
 	type af_hook_##fn(__VA_ARGS__);					\
 	type af_hook_##fn(__VA_ARGS__)

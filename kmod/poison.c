@@ -62,8 +62,8 @@ static void guard_del(struct guard *g)
 }
 
 /*
- * A park_range() that looked before it could see the guard made this odd before
- * it looked. Parking takes microseconds; a large copy in the fork, which makes it
+ * A park_range() that missed the guard had made the seqcount odd before it looked:
+ * wait until it is even. Parking takes microseconds; a large copy in the fork, which makes it
  * odd as well, may take longer.
  */
 static void wait_for_parking(struct mm_struct *mm)

@@ -139,8 +139,8 @@ static void kill_mm(struct mm_struct *mm)
 }
 
 /*
- * The slot that @table belongs into was not empty, and what can be moved has
- * been: @whole says whether that is all. Never drop a table that is not empty.
+ * The slot of @table was taken. What could be moved to the table there has been;
+ * @whole: nothing is left in @table. Never drop a table that is not empty.
  */
 static void slot_taken(struct af_session *s, enum af_role role, bool partial,
 		       unsigned long addr, pgtable_t table, bool whole)

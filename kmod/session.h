@@ -6,13 +6,15 @@
  * Lock order (outer to inner):
  *
  *	mmap_lock of the parent, written by the fork	(park)
- *	  anon_vma root rwsem, written			(park: no allocation)
- *	    hash_lock
+ *	  hash_lock
+ *	  write_protect_seq
+ *	    anon_vma root rwsem, written		(park: no allocation)
  *	folio lock, anon_vma rwsem			(migration hook)
- *	  chunk BUSY				(preemption off)
+ *	sweep_mutex					(memory failure)
+ *	  chunk BUSY					(preemption off)
  *	    swap's cluster locks, mmlist_lock
  *	    pmd_lock of the child, then of the parent	(never both)
- *	sweep_mutex
+ *	    siglock; stats_lock
  *	armed_lock, then active_lock
  *	hash_lock, then stats_lock
  *	af_file.lock, guard_lock, af_reserve.lock: leaves

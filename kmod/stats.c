@@ -277,7 +277,7 @@ void af_stats_totals(struct asyncfork_stats *st)
  * @entries: filled in, newest first
  * @max: how many there is room for
  *
- * Return: how many there are.
+ * Return: how many were filled in.
  */
 unsigned int af_stats_recent(struct asyncfork_report *entries,
 			     unsigned int max)

@@ -20,8 +20,8 @@
  * The upper tables stay: park made or saw them, and they are freed only after
  * unmap_vmas() or exit_mmap(), which pull first. What a VMA that is being forked
  * has in its PMD table is stable: mmap_lock is held, and from 6.4 on the VMA's
- * lock. But that of a VMA that the fork has not reached is not, so a fault there
- * may bring a table where there was none for the VMA before.
+ * lock. VMAs that the fork has not reached are not locked yet: a fault in one may
+ * add a PMD table that it shares with this VMA.
  *
  * Return: the entry, NULL where there is no PMD table.
  */

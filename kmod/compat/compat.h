@@ -49,6 +49,9 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start,
 #ifndef CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS
 #error "asyncfork: needs CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS"
 #endif
+#ifndef CONFIG_SPARSEMEM_VMEMMAP
+#error "asyncfork: needs CONFIG_SPARSEMEM_VMEMMAP (a prefetch of any entry's page)"
+#endif
 #ifndef CONFIG_MEMCG
 #error "asyncfork: needs CONFIG_MEMCG (mm->owner)"
 #endif
@@ -340,7 +343,7 @@ static inline bool af_mm_uffd_moves(struct mm_struct *mm)
  * Direct call hooks. FTRACE_OPS_FL_PERMANENT keeps kernel.ftrace_enabled from
  * taking them away. 6.1 has one ftrace_ops for all of them, which has the flag.
  * 6.12's register_ftrace_direct() overwrites the flags, so it is set again;
- * af_attach() looks afterwards whether all hooks are still live.
+ * af_hooks_attach() looks afterwards whether all hooks are still live.
  */
 #if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
 static inline int af_ftrace_attach(struct ftrace_ops *ops, unsigned long ip,

@@ -11,8 +11,8 @@
  *   passed. A struct without a tag goes by its typedef.
  * - struct, union and enum are left out before the tag.
  * - integers by sign and bits; "char" is any of one byte but a bool.
- * - "-" is any one type: a parameter behind the last that is used. Those before
- *   are written out, as one of two words would shift the others.
+ * - "-" is any one type: a parameter behind the last that is used. Earlier ones
+ *   are spelled out: one that takes two registers would shift those after it.
  */
 #include <linux/version.h>
 
@@ -96,5 +96,5 @@ AF_PROTO(madvise_collapse, "s32(vm_area_struct *, vm_area_struct **, u64, u64)")
 #endif
 #endif
 
-/* What its tracepoint hands to probe_fork() */
+/* What its tracepoint hands to af_probe_fork() */
 AF_PROTO(__traceiter_sched_process_fork, "s32(void *, task_struct *, task_struct *)")

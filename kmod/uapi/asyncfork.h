@@ -7,9 +7,11 @@
  * Every struct that an ioctl takes begins with its size, which the caller sets,
  * and grows only at its end. What an older module does not know has to be 0
  * where it is read (E2BIG otherwise) and is set to 0 where it is written; what
- * an older caller does not know is left out. EINVAL: smaller than in version 2.
- * No struct has holes. Times are nanoseconds, points in time of CLOCK_MONOTONIC,
- * sizes are bytes, a chunk is what one PTE table maps (2 MiB).
+ * an older caller does not know is left out. A struct that is filled says in its
+ * size how much of it was. EINVAL: smaller than in version 2; E2BIG: larger than
+ * a page. No struct has holes; 32-bit programs have the same. Times are
+ * nanoseconds, points in time of the initial namespace's CLOCK_MONOTONIC, sizes
+ * are bytes, a chunk is what one PTE table maps (2 MiB).
  */
 #ifndef _UAPI_ASYNCFORK_H
 #define _UAPI_ASYNCFORK_H
@@ -22,10 +24,10 @@
 
 /* What became of a fork: struct asyncfork_report.outcome. */
 enum asyncfork_outcome {
-	ASYNCFORK_OUTCOME_NONE		= 0,	/* no fork consumed the ARM */
+	ASYNCFORK_OUTCOME_NONE		= 0,	/* no fork, or it is under way */
 	ASYNCFORK_OUTCOME_ASYNC		= 1,	/* at least one chunk parked */
 	ASYNCFORK_OUTCOME_STOCK		= 2,	/* see reason */
-	ASYNCFORK_OUTCOME_FAILED	= 3,	/* fork() itself failed */
+	ASYNCFORK_OUTCOME_FAILED	= 3,	/* fork() failed, in a session */
 };
 
 /* Why a fork was stock: struct asyncfork_report.reason. */
@@ -49,7 +51,7 @@ enum asyncfork_reason {
 enum asyncfork_state {
 	ASYNCFORK_STATE_NONE		= 0,	/* never had a session */
 	ASYNCFORK_STATE_RUNNING		= 1,	/* chunks may be parked */
-	ASYNCFORK_STATE_DONE		= 2,	/* child has its whole image */
+	ASYNCFORK_STATE_DONE		= 2,	/* nothing left; whole image */
 	ASYNCFORK_STATE_ABORTED		= 3,	/* re-attached uncopied */
 };
 
@@ -76,7 +78,7 @@ enum asyncfork_hook {
 /* What became of the chunks of a session, or of all. */
 struct asyncfork_chunks {
 	__u64 parked;			/* taken out of the parent's page table */
-	__u64 eager;			/* copied during the fork */
+	__u64 eager;			/* of such memory, copied in the fork */
 	__u64 reattached;		/* given back uncopied */
 	__u64 mixed;			/* had more than plain pages */
 	__u64 by_child;			/* pulled, by the puller's mm */
@@ -97,8 +99,9 @@ struct asyncfork_version {
  * ASYNCFORK_IOC_ARM: the calling thread's next fork may be asynchronous.
  * A thread may be armed by several descriptors: a fork consumes the newest ARM,
  * so one made inside fork(), by an atfork or signal handler, has its own.
- * Closing a descriptor takes back its own ARM. EINVAL: unknown flags, too many
- * helpers. EBUSY: the descriptor is armed already.
+ * The armed thread's close of a descriptor takes back its own ARM, and so does
+ * the last close. EINVAL: unknown flags, too many helpers. EBUSY: the descriptor
+ * is armed already.
  */
 struct asyncfork_arm {
 	__u64 size;
@@ -111,8 +114,8 @@ struct asyncfork_arm {
  * ASYNCFORK_IOC_REPORT: the last fork that consumed this descriptor's ARM.
  * The counters of a running session are a snapshot. The pids are thread group
  * ids in the caller's pid namespace, also of processes that are gone, and 0
- * where that does not show them: to the parent, child_pid is what fork()
- * returned.
+ * where that does not show them: to the parent, child_pid of a fork with a
+ * session is what fork() returned.
  */
 struct asyncfork_report {
 	__u64 size;
@@ -120,9 +123,9 @@ struct asyncfork_report {
 	__u32 outcome;			/* enum asyncfork_outcome */
 	__u32 reason;			/* enum asyncfork_reason */
 	__u32 state;			/* enum asyncfork_state */
-	__u32 helpers;			/* helper threads started */
+	__u32 helpers;			/* as the ARM asked for */
 	__s32 parent_pid;
-	__s32 child_pid;		/* 0 also: fork() has not succeeded */
+	__s32 child_pid;		/* 0 also: no session, or no child yet */
 	char comm[16];			/* the parent's */
 	__u64 cgroup_id;		/* the parent's, in the default hierarchy */
 	__u64 cpus;			/* CPUs that the parent may run on */
@@ -168,7 +171,7 @@ struct asyncfork_stats {
 	__u64 pulls[ASYNCFORK_HOOK_MAX];
 	struct asyncfork_histogram park;	/* asynchronous forks */
 	struct asyncfork_histogram parent_pull;	/* each pull by a parent */
-	struct asyncfork_histogram copy;	/* sessions that ended */
+	struct asyncfork_histogram copy;	/* those whose session ended */
 };
 
 /*
@@ -180,10 +183,13 @@ struct asyncfork_recent {
 	__u64 size;
 	__u64 entries;			/* address of structs asyncfork_report */
 	__u32 entry_size;		/* size of each; the caller's is not read */
-	__u32 count;			/* in: room for; out: how many there are */
+	__u32 count;			/* in: room for; out: filled */
 };
 
-/* The argument is the address of the struct; the number has the size of its size. */
+/*
+ * The argument is the address of the struct. The size that the number carries is
+ * that of its first member, so it stays when a struct grows.
+ */
 #define ASYNCFORK_IOC_MAGIC	0xAF
 #define ASYNCFORK_IOC_VERSION	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA0, __u64)
 #define ASYNCFORK_IOC_ARM	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA1, __u64)

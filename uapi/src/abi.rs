@@ -105,13 +105,13 @@ macro_rules! abi_enum {
 abi_enum! {
     /// What became of a fork.
     pub enum Outcome {
-        /// No fork consumed the ARM.
+        /// No fork consumed the ARM, or it is under way.
         None = 0, "ASYNCFORK_OUTCOME_NONE", "none";
         /// At least one chunk was parked.
         Async = 1, "ASYNCFORK_OUTCOME_ASYNC", "async";
         /// The kernel's own copy; the [`Reason`] says why.
         Stock = 2, "ASYNCFORK_OUTCOME_STOCK", "stock";
-        /// `fork()` itself failed.
+        /// `fork()` itself failed, in a session.
         Failed = 3, "ASYNCFORK_OUTCOME_FAILED", "failed";
     }
 }
@@ -186,7 +186,7 @@ abi_enum! {
         None = 0, "ASYNCFORK_STATE_NONE", "none";
         /// Chunks may be parked.
         Running = 1, "ASYNCFORK_STATE_RUNNING", "running";
-        /// The child has its whole image.
+        /// Nothing is left to pull: the child, if there is one, has its whole image.
         Done = 2, "ASYNCFORK_STATE_DONE", "done";
         /// Re-attached uncopied.
         Aborted = 3, "ASYNCFORK_STATE_ABORTED", "aborted";
@@ -368,7 +368,7 @@ abi_struct! {
     pub struct Chunks = "asyncfork_chunks" {
         /// Taken out of the parent's page table.
         pub parked: u64,
-        /// Copied during the fork.
+        /// Of the memory that may be parked, copied during the fork.
         pub eager: u64,
         /// Given back uncopied.
         pub reattached: u64,
@@ -469,11 +469,11 @@ abi_argument! {
         pub reason: u32,
         /// See [`Report::state()`].
         pub state: u32,
-        /// Helper threads started.
+        /// Helper threads, as the ARM asked for.
         pub helpers: u32,
         /// The process that forked.
         pub parent_pid: i32,
-        /// To the parent, what `fork()` returned; 0 if it has not succeeded.
+        /// To the parent, what `fork()` returned; 0 without a session, or before that.
         pub child_pid: i32,
         /// The parent's name, padded with NULs; see [`Report::comm()`].
         pub comm: [u8; 16],
@@ -595,7 +595,7 @@ abi_argument! {
         pub entries: u64,
         /// Bytes of each.
         pub entry_size: u32,
-        /// Room for so many; from the module: how many there are.
+        /// Room for so many; from the module: how many it filled.
         pub count: u32,
     }
 }

@@ -252,7 +252,7 @@ impl Device {
     /// with a session when that has ended. Their pids are those of the initial
     /// namespace. The module keeps at least 32.
     ///
-    /// Returns how many there are.
+    /// Returns how many it filled.
     ///
     /// # Errors
     /// [`Error::Ioctl`], [`Error::Lost`].

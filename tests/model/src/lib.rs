@@ -14,7 +14,7 @@
 //!
 //! | here | there |
 //! |---|---|
-//! | `park.rs` | `park.c`; `fork.c`: af_fork_begin(), af_fork_done(), af_fork_failed(); `session.c`: af_session_create(), af_session_parked(), af_session_forked(); `hooks.c`: af_hook_uprobe_dup_mmap(); `attach.c`: probe_fork() |
+//! | `park.rs` | `park.c`; `fork.c`: af_fork_begin(), af_fork_done(), af_fork_failed(); `session.c`: af_session_create(), af_session_parked(), af_session_forked(); `hooks.c`: af_hook_uprobe_dup_mmap(), af_probe_fork() |
 //! | `pull.rs` | `pull.c`: af_sync_range(), af_pull_range(), pull_chunk(), claim(), finish(), sync_cpus(), attach(), af_pull_abort(); `session.c`: af_session_chunk_done() |
 //! | `session.rs` | `session.c`: af_session_find(), af_session_put(), af_session_close(), try_finish(), af_session_doom() |
 //! | `child.rs` | `workers.c`: pull_child(); `hooks.c`: af_hook_exit_mmap() of a child |

@@ -294,7 +294,7 @@ impl Thread<'_> {
         Ok(())
     }
 
-    /// probe_fork() has found the session: nobody but this thread closes it.
+    /// af_probe_fork() has found the session: nobody but this thread closes it.
     pub fn forked_flushed(&mut self) -> Rule {
         let s = self.ses()?;
         s.forked = true;

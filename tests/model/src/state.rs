@@ -197,7 +197,7 @@ steps! {
     // dup_mmap() and its caller
     ForkFlush,
     ForkUnlock,
-    // probe_fork(), af_session_forked()
+    // af_probe_fork(), af_session_forked()
     ForkedFlushed,
     ForkedTask,
     ForkedLook,

@@ -46,6 +46,7 @@ pub const TESTS: &[Test] = &[
     .module()
     .quick(),
     Test::new("structs_without_their_size_are_refused", wrong_sizes).module(),
+    Test::new("programs_of_32_bits_are_served", compat).module(),
     Test::new(
         "second_arm_of_a_descriptor_gives_ebusy_and_the_first_one_counts",
         double_arm,
@@ -959,6 +960,63 @@ fn longer_structs(ctx: &Ctx) -> TestResult<String> {
     raw_ioctl(&file, abi::IOC_RECENT, &raw mut recent as usize)?;
     claim!(recent.count == 0, "{} entries without room", recent.count);
     Ok(format!("{} structs", FILLED.len() + 2))
+}
+
+/// ioctl(2) of a program of 32 bits: the kernel takes its entry from any.
+fn compat_ioctl(file: &fs::File, number: u32, arg: u32) -> i32 {
+    const IOCTL: u64 = 54;
+    let mut result = IOCTL;
+    // SAFETY: the kernel keeps all registers but the result; ebx, which the compiler has for itself, is put back.
+    unsafe {
+        std::arch::asm!(
+            "xchg {fd}, rbx",
+            "int 0x80",
+            "xchg {fd}, rbx",
+            fd = inout(reg) i64::from(file.as_raw_fd()) => _,
+            inout("rax") result,
+            in("rcx") u64::from(number),
+            in("rdx") u64::from(arg),
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    result as i32
+}
+
+fn compat(_: &Ctx) -> TestResult<String> {
+    let file = raw_open()?;
+    // SAFETY: new memory below 4 GiB.
+    let page = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            4096,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT,
+            -1,
+            0,
+        )
+    };
+    require!(page != libc::MAP_FAILED, "no memory below 4 GiB");
+    let version = page.cast::<abi::Version>();
+    // SAFETY: the page is ours and large enough.
+    unsafe { version.write(abi::Version::default()) };
+    let result = compat_ioctl(&file, abi::IOC_VERSION, page as usize as u32);
+    if result == -libc::ENOSYS {
+        return Err(Verdict::Skip(
+            "this kernel runs no programs of 32 bits".into(),
+        ));
+    }
+    // SAFETY: as above.
+    let got = unsafe { version.read() };
+    claim!(
+        result == 0 && got.abi == abi::ABI_VERSION,
+        "VERSION gives {result} and {got:?}"
+    );
+    let unknown = compat_ioctl(&file, abi::IOC_VERSION + 64, page as usize as u32);
+    claim!(
+        unknown == -libc::ENOTTY,
+        "an unknown number gives {unknown}, want ENOTTY"
+    );
+    Ok(format!("ABI {}", got.abi))
 }
 
 fn wrong_sizes(_: &Ctx) -> TestResult<String> {

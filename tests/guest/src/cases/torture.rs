@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Random operations of several threads and processes, against the model.
 
-use super::common::rounds;
 use super::Test;
 use crate::crew::{self, lock, Crew, Held};
 use crate::ctx::Ctx;
 use crate::mem::{Arena, Shape};
+use crate::require;
 use crate::rng::Rng;
 use crate::sys;
 use crate::torture::Mix;
@@ -54,10 +54,10 @@ fn torture(ctx: &Ctx, shape: Shape) -> TestResult<String> {
     }
     let (crew, mix) = (Crew::new(&arenas, 0), Mix::default());
     let operate = |arena: &mut Arena, rng: &mut Rng, gen| mix.operate(arena, rng, gen).result;
-    let (mut parked, mut killed, mut stock) = (0, 0, 0);
-    let result = std::thread::scope(|scope| -> TestResult<_> {
+    let (mut parked, mut by_parent, mut killed, mut stock) = (0, 0, 0, 0);
+    let result = std::thread::scope(|scope| -> TestResult {
         let threads = crew.start(scope, &mut rng, operate)?;
-        let forks = rounds(ctx, FORKS, |_| {
+        let forks = (0..FORKS).try_for_each(|_| -> TestResult {
             for _ in 0..rng.below(10) {
                 super::common::pause(&mut rng);
             }
@@ -83,24 +83,29 @@ fn torture(ctx: &Ctx, shape: Shape) -> TestResult<String> {
             if ended.report().is_some_and(|r| r.outcome() == Fate::Stock) {
                 ended.stock(Reason::Nothing)?;
                 stock += 1;
-                return Ok(0);
+                return Ok(());
             }
             ended.parked(1)?;
             if !kill {
                 ended.done()?;
             }
             parked += ended.report().map_or(0, |r| r.chunks.parked);
-            Ok(ended.report().map_or(0, |r| r.chunks.by_parent))
+            by_parent += ended.report().map_or(0, |r| r.chunks.by_parent);
+            Ok(())
         });
         crew.stop();
         crew::join(threads).at("thread")?;
         forks
     });
-    let (forks, by_parent) = result?;
+    result?;
     for arena in &arenas {
         lock(arena).verify().map_err(|v| v.at("parent"))?;
     }
+    require!(
+        parked > 0 && by_parent > 0 || ctx.control,
+        "{parked} chunks parked, {by_parent} pulled by the parent: both sides never met"
+    );
     Ok(format!(
-        "{forks} forks, {killed} killed, {stock} stock, {parked} chunks parked, {by_parent} pulled by the parent"
+        "{FORKS} forks, {killed} killed, {stock} stock, {parked} chunks parked, {by_parent} pulled by the parent"
     ))
 }

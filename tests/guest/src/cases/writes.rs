@@ -213,7 +213,7 @@ fn one_instant(ctx: &Ctx) -> TestResult<String> {
 
 fn counters(ctx: &Ctx) -> TestResult<String> {
     let mut rng = ctx.rng();
-    let arena = Arena::shaped(&mut rng, Shape::Whole(64))?;
+    let arena = Arena::shaped(&mut rng, Shape::Whole(32))?;
     let span = arena.span();
     let pte_kib = || -> std::io::Result<(usize, usize)> {
         Ok((procfs::status(0, "RssAnon")?, procfs::status(0, "VmPTE")?))
@@ -228,7 +228,7 @@ fn counters(ctx: &Ctx) -> TestResult<String> {
             "RssAnon {child_rss} KiB, the parent's is {rss} KiB"
         );
         claim!(
-            child_pte.abs_diff(pte) <= 64,
+            child_pte.abs_diff(pte) <= 16,
             "VmPTE {child_pte} KiB, the parent's is {pte} KiB"
         );
         let in_arena = procfs::smaps(0, span, "Rss")?;
@@ -254,7 +254,7 @@ fn counters(ctx: &Ctx) -> TestResult<String> {
         "RssAnon {after} KiB after the session, was {rss} KiB"
     );
     claim!(
-        after_pte.abs_diff(pte) <= 64,
+        after_pte.abs_diff(pte) <= 16,
         "VmPTE {after_pte} KiB after the session, was {pte} KiB"
     );
     arena.verify()?;
