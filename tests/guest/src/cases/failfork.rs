@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! fork() itself fails: before, while and after chunks are parked.
 
-use super::common::rounds;
+use super::common::Gate;
 use super::device::become_nobody;
 use super::Test;
 use crate::board::Board;
@@ -11,7 +11,7 @@ use crate::module;
 use crate::procfs::{self, Setting};
 use crate::session;
 use crate::sys::{self, cvt, is_errno};
-use crate::verdict::TestResult;
+use crate::verdict::{Context, TestResult};
 use crate::{claim, require};
 use asyncfork_uapi::{Arm, Outcome as Fate, Report, State};
 use std::io;
@@ -237,9 +237,63 @@ extern "C" fn count_stopped(_: i32, _: *mut libc::siginfo_t, context: *mut libc:
     }
 }
 
+/// A stop at a system call, with PTRACE_O_TRACESYSGOOD.
+const SYSCALL_STOP: i32 = libc::SIGTRAP | 0x80;
+
+fn ptrace(request: libc::c_uint, pid: i32, data: i32) -> io::Result<()> {
+    // SAFETY: these requests touch no memory of this process.
+    cvt(unsafe { libc::ptrace(request, pid, 0, data) }).map(drop)
+}
+
+/// Whether a process that has stopped at a system call is about to make a clone3(2).
+fn before_clone3(pid: i32) -> io::Result<bool> {
+    // SAFETY: all-zero is a valid user_regs_struct, which the call fills in.
+    let registers = unsafe {
+        let mut registers: libc::user_regs_struct = std::mem::zeroed();
+        cvt(libc::ptrace(libc::PTRACE_GETREGS, pid, 0, &mut registers))?;
+        registers
+    };
+    // The result that is there until the call has one.
+    let none = -i64::from(libc::ENOSYS);
+    Ok(registers.orig_rax.cast_signed() == libc::SYS_clone3 && registers.rax.cast_signed() == none)
+}
+
+/// Stops `parent` on its way into each clone3(2), as a debugger does, and sends it a signal; but lets it pass when it makes
+/// the same one once more.
+fn stop_forks(parent: i32, ready: &Gate) -> TestResult {
+    ptrace(libc::PTRACE_SEIZE, parent, libc::PTRACE_O_TRACESYSGOOD).at("PTRACE_SEIZE")?;
+    ptrace(libc::PTRACE_INTERRUPT, parent, 0).at("PTRACE_INTERRUPT")?;
+    let (mut begun, mut once_more) = (false, false);
+    loop {
+        let mut status = 0;
+        // SAFETY: the status lives across the call.
+        cvt(unsafe { libc::waitpid(parent, &mut status, libc::__WALL) }).at("wait")?;
+        let signal = match libc::WSTOPSIG(status) {
+            SYSCALL_STOP => {
+                if before_clone3(parent).at("PTRACE_GETREGS")? {
+                    if !once_more {
+                        sys::kill(parent, libc::SIGALRM)?;
+                    }
+                    once_more = !once_more;
+                }
+                0
+            }
+            // It stopped for the interrupt.
+            _ if status >> 16 != 0 => 0,
+            signal => signal,
+        };
+        ptrace(libc::PTRACE_SYSCALL, parent, signal).at("PTRACE_SYSCALL")?;
+        if !begun {
+            ready.open(0)?;
+            begun = true;
+        }
+    }
+}
+
 /// A pending signal makes the kernel start the fork anew. The C library's fork() may have all signals blocked meanwhile; one
 /// into a cgroup is a plain system call.
 fn signals(ctx: &Ctx) -> TestResult<String> {
+    const FORKS: u32 = 40;
     let mut rng = ctx.rng();
     let mut arena = Arena::new(&mut rng, 8)?;
     // SAFETY: all-zero is a valid sigaction; the handler only reads what is there.
@@ -250,26 +304,24 @@ fn signals(ctx: &Ctx) -> TestResult<String> {
         cvt(libc::sigaction(libc::SIGALRM, &act, std::ptr::null_mut()))?;
     }
     let group = ctx.cgroup.child("children")?;
-    let (parent, board) = (sys::pid(), Board::new()?);
-    let mut pace = rng.clone();
-    // No sleep, which takes longer than what is to be hit; but long enough for the handler, or nothing gets on.
-    let sender = ctx.helper(&board, "sender", || loop {
-        for i in 0..1000 + pace.below(8000) {
-            std::hint::black_box(i);
-        }
-        sys::kill(parent, libc::SIGALRM)?;
-    })?;
-    let (rounds, stopped) = rounds(ctx, 40, |round| {
-        let before = STOPPED.load(Ordering::Relaxed);
+    let (parent, board, ready) = (sys::pid(), Board::new()?, Gate::new()?);
+    let stopper = ctx.helper(&board, "stopper", || stop_forks(parent, &ready))?;
+    ready.pass()?;
+    for round in 0..FORKS {
         let session = ctx.fork().into_cgroup(&group)?.start(|| arena.verify())?;
         let range = rng.range(arena.pages(), 500);
         arena.write_range(range, round + 1);
         session.finish()?.whole(4)?;
         arena.verify()?;
-        Ok(u64::from(STOPPED.load(Ordering::Relaxed) - before))
-    })?;
-    sys::kill(sender, libc::SIGKILL)?;
-    sys::wait(sender)?;
+        let stopped = STOPPED.load(Ordering::Relaxed);
+        require!(
+            stopped == round + 1,
+            "{} forks were stopped {stopped} times",
+            round + 1
+        );
+    }
+    sys::kill(stopper, libc::SIGKILL)?;
+    sys::wait(stopper)?;
     board.collect(&[])?;
-    Ok(format!("{rounds} forks, stopped {stopped} times"))
+    Ok(format!("{FORKS} forks, each stopped once"))
 }
