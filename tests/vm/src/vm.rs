@@ -5,15 +5,20 @@
 //! throw-away overlays; the checkout is mounted where it is on the host,
 //! read-only. Only the run directory (`target/vm/run-*`) and `--share`
 //! directories are really written to: the guest's script leaves the command's
-//! output there, where the host follows it, and at last the exit status. The serial console, which
-//! still speaks when the guest dies, is recorded beside them; what QEMU and vng
-//! have to say is another file, since it is not the guest's.
+//! output there, where the host follows it, and at last the exit status. All these
+//! directories come by 9p, or by virtiofs where the kernel has no 9p. The serial
+//! console, which still speaks when the guest dies, is recorded beside them; what
+//! QEMU and vng have to say is another file, since it is not the guest's.
 
 mod command;
 mod end;
+mod group;
 mod guest;
 mod run_dir;
 mod streams;
+mod transport;
+mod virtiofs;
+mod virtme_run;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -35,7 +40,9 @@ pub(crate) use end::last_lines;
 pub use end::{BootReport, End};
 pub(crate) use guest::Limits;
 pub use streams::Streams;
+pub use transport::TransportChoice;
 
+use command::Boot;
 use end::{checkers, last_word, parse_status, taint};
 use guest::{Guest, Progress};
 use run_dir::{guest_log, new_run_dir, read, CONSOLE, HOST_LOG};
@@ -66,6 +73,9 @@ pub struct VmOptions {
     #[arg(long, value_name = "N", default_value_t = VmOptions::default().cpus)]
     #[arg(default_value_if("icount", "true", ICOUNT_CPUS))]
     pub cpus: u32,
+    /// Memory nodes, of equal size; a kernel without CONFIG_NUMA_EMU knows no numa=fake
+    #[arg(long, value_name = "N", default_value_t = VmOptions::default().nodes)]
+    pub nodes: u32,
     /// 5-level page tables [default: what the emulated or host CPU has]
     #[arg(long)]
     pub la57: Option<La57>,
@@ -75,6 +85,9 @@ pub struct VmOptions {
     /// What the guest runs on
     #[arg(long, value_enum, default_value_t = VmOptions::default().accel)]
     pub accel: AccelChoice,
+    /// What the guest's directories come by
+    #[arg(long, value_enum, default_value_t = VmOptions::default().transport)]
+    pub transport: TransportChoice,
     /// Let the guest's clock count instructions, 2 ns each: software emulation, with one
     /// virtual CPU unless --cpus says more, which then take turns
     #[arg(long)]
@@ -98,9 +111,11 @@ impl Default for VmOptions {
         VmOptions {
             memory: "8G".into(),
             cpus: 2,
+            nodes: 1,
             la57: None,
             cpu: None,
             accel: AccelChoice::Auto,
+            transport: TransportChoice::Auto,
             icount: false,
             append: Vec::new(),
             timeout: 1800,
@@ -162,19 +177,23 @@ impl VmOptions {
         command: &[String],
         streams: &mut Streams,
     ) -> Result<BootReport> {
+        let transport = transport::choose(checkout, self.transport)?;
         let dir = new_run_dir(&checkout.state_dir())?;
         fs::write(dir.join("guest.sh"), include_str!("guest.sh"))?;
         fs::write(dir.join("command"), shell_line(command) + "\n")?;
+        virtme_run::install(&dir)?;
         if let Some(size) = self.disk {
             File::create(dir.join("disk"))?.set_len(size)?;
         }
         streams.say(format_args!(
-            "booting {}: {} CPUs, {}, {} ({})",
+            "booting {}: {} CPUs, {}, {transport}, {} ({})",
             checkout.release, self.cpus, self.memory, how.accel, how.why
         ));
-        let end = self.supervise(checkout, how.accel, limits, &dir, streams);
+        let boot = self.command(checkout, how.accel, transport, &dir)?;
+        let end = self.supervise(boot, limits, &dir, streams);
         // A disk image may be large, and nobody looks at it again.
         let _ = fs::remove_file(dir.join("disk"));
+        virtiofs::clean(&dir);
         let end = end?;
 
         let log = guest_log(&dir);
@@ -205,13 +224,12 @@ impl VmOptions {
     /// Starts the guest and follows it to its end.
     fn supervise(
         &self,
-        checkout: &Checkout,
-        accel: Accel,
+        boot: Boot,
         limits: &Limits,
         dir: &Path,
         streams: &mut Streams,
     ) -> Result<End> {
-        let mut guest = Guest::start(self.vng(checkout, accel, dir)?, dir)?;
+        let mut guest = Guest::start(boot, dir)?;
         let mut progress = Progress::new(Duration::from_secs(self.timeout));
         let mut out = Tail::new(dir.join("stdout"));
         let mut err = Tail::new(dir.join("stderr"));
@@ -230,6 +248,9 @@ impl VmOptions {
                 break None;
             }
             if let Some(end) = progress.overdue(limits, guest.spoke()) {
+                break Some(end);
+            }
+            if let Some(end) = guest.lost()? {
                 break Some(end);
             }
             thread::sleep(POLL);

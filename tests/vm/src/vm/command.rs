@@ -3,13 +3,15 @@
 
 use std::fmt;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{bail, ensure, Context, Result};
+use asyncfork_host::size::parse_size;
 
 use super::run_dir::CONSOLE;
-use super::VmOptions;
+use super::transport::Transport;
+use super::{virtiofs, virtme_run, VmOptions};
 use crate::accel::Accel;
 use crate::checkout::{check_path, Checkout};
 
@@ -38,15 +40,32 @@ impl fmt::Display for La57 {
     }
 }
 
+/// What boots a guest: vng, and what has to run beside it.
+#[derive(Debug)]
+pub(super) struct Boot {
+    pub(super) vng: Command,
+    pub(super) daemons: Vec<virtiofs::Daemon>,
+}
+
 impl VmOptions {
     /// The command that boots the guest.
-    pub(super) fn vng(&self, checkout: &Checkout, accel: Accel, dir: &Path) -> Result<Command> {
+    pub(super) fn command(
+        &self,
+        checkout: &Checkout,
+        accel: Accel,
+        transport: Transport,
+        dir: &Path,
+    ) -> Result<Boot> {
         let mut vng = Command::new(checkout.venv_bin().join("vng"));
         // vng finds virtme-run by PATH; modprobe is not in every user's.
         let path = std::env::var("PATH").unwrap_or_default();
         vng.env(
             "PATH",
-            format!("{}:{path}:/usr/sbin:/sbin", checkout.venv_bin().display()),
+            format!(
+                "{}:{}:{path}:/usr/sbin:/sbin",
+                virtme_run::bin(dir).display(),
+                checkout.venv_bin().display()
+            ),
         );
         vng.current_dir(&checkout.root)
             .arg("--run")
@@ -56,8 +75,8 @@ impl VmOptions {
             .arg("--qemu")
             .arg(checkout.qemu())
             .env("ASYNCFORK_QEMU_ROOT", &checkout.qemu_root)
-            // Without this it may pick virtiofs, whose daemon outlives us.
-            .arg("--force-9p")
+            // Killed, it leaves files.
+            .env("TMPDIR", dir)
             .args(["--name", "asyncfork"])
             .args(["--memory", &self.memory])
             .args(["--cpus", &self.cpus.to_string()])
@@ -72,6 +91,9 @@ impl VmOptions {
         if accel == Accel::Tcg {
             vng.arg("--disable-kvm");
         }
+        for memory in self.node_memory()? {
+            vng.args(["--numa", &memory]);
+        }
         for words in kernel_words(accel, self.icount).iter().chain(&self.append) {
             vng.args(["--append", words]);
         }
@@ -82,35 +104,59 @@ impl VmOptions {
         let limit = self
             .timeout
             .saturating_mul(if self.icount { 1000 } else { 1 });
-        let mut script = format!("sh {GUEST_MOUNTS}/run/guest.sh {limit} {root}");
-        for (n, share) in self.share.iter().enumerate() {
+        let mut script = format!("sh {GUEST_MOUNTS}/run/guest.sh {transport} {limit} {root}");
+        let shares = self.shares(checkout)?;
+        for (n, share) in shares.iter().enumerate() {
+            let share = share.display();
+            vng.arg(format!("--rwdir={GUEST_MOUNTS}/share{n}={share}"));
+            script += &format!(" {share}");
+        }
+        let daemons = match transport {
+            Transport::NineP => {
+                nine_p(&mut vng, checkout);
+                Vec::new()
+            }
+            Transport::Virtiofs => {
+                vng.arg(format!("--rodir={root}={root}"))
+                    // Which it would take with KVM: a machine without PCI.
+                    .arg("--disable-microvm");
+                virtiofs::prepare(&mut vng, checkout, dir, &shares)?
+            }
+        };
+        for opts in self.qemu_opts(accel, dir)? {
+            vng.arg(format!("--qemu-opts={opts}"));
+        }
+        vng.arg("--exec").arg(script);
+        Ok(Boot { vng, daemons })
+    }
+
+    /// The memory of each node, if there are several.
+    fn node_memory(&self) -> Result<Vec<String>> {
+        let nodes = u64::from(self.nodes);
+        if nodes == 1 {
+            return Ok(Vec::new());
+        }
+        let memory = parse_size(&self.memory)?;
+        ensure!(
+            nodes > 0 && memory % (nodes << 20) == 0,
+            "--memory {} is not {nodes} nodes of so many megabytes",
+            self.memory
+        );
+        let each = format!("{}M", (memory / nodes) >> 20);
+        Ok(vec![each; self.nodes as usize])
+    }
+
+    /// The directories that the guest may write to.
+    fn shares(&self, checkout: &Checkout) -> Result<Vec<PathBuf>> {
+        let shares = self.share.iter().map(|share| {
             let share = share
                 .canonicalize()
                 .with_context(|| format!("--share {}", share.display()))?;
             check_path(&share)?;
             check_share(&share, &checkout.root)?;
-            let share = share.display();
-            vng.arg(format!("--rwdir={GUEST_MOUNTS}/share{n}={share}"));
-            script += &format!(" {share}");
-        }
-        // vng's own mounts go without the page cache. From 6.12 on that marks
-        // every process that reads a file as one with pinned pages, whose forks
-        // are stock forks. The guest's script mounts these with the cache.
-        for (tag, path) in [
-            ("asyncfork.root", &checkout.guest_root),
-            ("asyncfork.checkout", &checkout.root),
-        ] {
-            vng.arg(format!(
-                "--qemu-opts=-virtfs local,path={},mount_tag={tag},security_model=none,\
-                 readonly=on,multidevs=remap",
-                path.display()
-            ));
-        }
-        for opts in self.qemu_opts(accel, dir)? {
-            vng.arg(format!("--qemu-opts={opts}"));
-        }
-        vng.arg("--exec").arg(script);
-        Ok(vng)
+            Ok(share)
+        });
+        shares.collect()
     }
 
     /// What vng has no option for. QEMU takes the last `-cpu` and merges
@@ -148,6 +194,24 @@ impl VmOptions {
             ));
         }
         Ok(opts)
+    }
+}
+
+/// What 9p takes besides vng's own mounts, which go without the page cache. From 6.12 on
+/// that marks every process that reads a file as one with pinned pages, whose forks are
+/// stock forks. The guest's script mounts these with the cache.
+fn nine_p(vng: &mut Command, checkout: &Checkout) {
+    // Without this it picks virtiofs if it finds the daemon.
+    vng.arg("--force-9p");
+    for (tag, path) in [
+        ("asyncfork.root", &checkout.guest_root),
+        ("asyncfork.checkout", &checkout.root),
+    ] {
+        vng.arg(format!(
+            "--qemu-opts=-virtfs local,path={},mount_tag={tag},security_model=none,\
+             readonly=on,multidevs=remap",
+            path.display()
+        ));
     }
 }
 
@@ -228,9 +292,11 @@ mod tests {
             guest_root: "/repo/target/roots/debian12".into(),
             qemu_root: "/repo/target/roots/debian13".into(),
         };
-        let vng = VmOptions::default()
-            .vng(&checkout, Accel::Tcg, Path::new("/repo/target/vm/run-1-0"))
+        let dir = Path::new("/repo/target/vm/run-1-0");
+        let Boot { vng, daemons } = VmOptions::default()
+            .command(&checkout, Accel::Tcg, Transport::NineP, dir)
             .unwrap();
+        assert!(daemons.is_empty(), "{daemons:?}");
         let path = "--qemu-opts=-set chardev.console.path=/repo/target/vm/run-1-0/console.log";
         assert!(vng.get_args().any(|arg| arg == path), "{vng:?}");
         let root = checkout.qemu_root.as_os_str();
@@ -239,6 +305,21 @@ mod tests {
                 .any(|env| env == ("ASYNCFORK_QEMU_ROOT".as_ref(), Some(root))),
             "{vng:?}"
         );
+    }
+
+    #[test]
+    fn nodes_share_the_memory() {
+        let each = |words| parsed(words).node_memory().ok();
+        assert_eq!(each("--memory 2G"), Some(vec![]));
+        let two = vec!["1536M".to_owned(); 2];
+        assert_eq!(each("--memory 3G --nodes 2"), Some(two));
+        for bad in [
+            "--nodes 0",
+            "--memory 2G --nodes 3",
+            "--memory 2048 --nodes 2",
+        ] {
+            assert_eq!(each(bad), None, "{bad}");
+        }
     }
 
     #[test]

@@ -3,23 +3,24 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Stdio;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use nix::sys::signal::{killpg, Signal};
-use nix::sys::wait::{waitid, Id, WaitPidFlag, WaitStatus};
-use nix::unistd::Pid;
 
+use super::command::Boot;
 use super::end::End;
+use super::group::{Group, Member};
 use super::run_dir::{CONSOLE, HOST_LOG};
+use super::virtiofs::Daemon;
 use crate::dmesg;
 
 /// Power-off after the command, and the guest's own time limit, may lag.
 const GRACE: Duration = Duration::from_secs(60);
+/// Its daemons end just before vng, when QEMU does.
+const DAEMON_GRACE: Duration = Duration::from_secs(10);
 /// After this silence a sign of life is printed.
 const SILENCE: Duration = Duration::from_secs(60);
 
@@ -113,12 +114,14 @@ impl Progress {
     }
 }
 
-/// A running vng with QEMU below it, in a process group of their own; killed
+/// A running vng with QEMU below it, and the daemons that serve its directories; killed
 /// when dropped.
 pub(super) struct Guest {
-    child: Child,
-    /// The leader, and with it the group's number, is gone.
-    reaped: bool,
+    group: Group,
+    vng: Member,
+    daemons: Vec<(String, Member)>,
+    /// When a daemon was first seen to have ended.
+    lost: Option<Instant>,
     /// Where the guest's console is recorded.
     console: PathBuf,
     spoke: bool,
@@ -126,39 +129,61 @@ pub(super) struct Guest {
 }
 
 impl Guest {
-    /// What vng and its children print goes to [`HOST_LOG`] in `dir`. By a pipe: QEMU
-    /// opens its output again, and would begin a file anew.
-    pub(super) fn start(mut vng: Command, dir: &Path) -> Result<Self> {
+    /// What all these print goes to [`HOST_LOG`] in `dir`. By a pipe: QEMU opens its output
+    /// again, and would begin a file anew.
+    pub(super) fn start(boot: Boot, dir: &Path) -> Result<Self> {
         let mut log = File::create(dir.join(HOST_LOG))?;
         let (mut output, theirs) = io::pipe()?;
-        let child = vng
-            .stdin(Stdio::null())
+        let mut group = Group::new()?;
+        let mut daemons = Vec::new();
+        for Daemon { name, mut command } in boot.daemons {
+            command
+                .stdout(theirs.try_clone()?)
+                .stderr(theirs.try_clone()?);
+            let daemon = group
+                .spawn(&mut command)
+                .with_context(|| format!("cannot start the virtiofs daemon of {name}"))?;
+            daemons.push((name, daemon));
+        }
+        let mut vng = boot.vng;
+        vng.stdin(Stdio::null())
             .stdout(theirs.try_clone()?)
-            .stderr(theirs)
-            .process_group(0)
-            .spawn()
+            .stderr(theirs);
+        let member = group
+            .spawn(&mut vng)
             .context("cannot start vng: run scripts/setup")?;
         // It holds a writing end, with which the pipe would never come to its end.
         drop(vng);
         Ok(Guest {
-            child,
-            reaped: false,
+            group,
+            vng: member,
+            daemons,
+            lost: None,
             console: dir.join(CONSOLE),
             spoke: false,
             recorder: Some(thread::spawn(move || io::copy(&mut output, &mut log))),
         })
     }
 
-    /// Whether vng has ended. It stays a zombie, so that its group's number
-    /// stays ours until [`Guest::kill`].
-    pub(super) fn exited(&self) -> Result<bool> {
-        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
-        let status = waitid(Id::Pid(self.pid()), flags).context("cannot wait for vng")?;
-        Ok(status != WaitStatus::StillAlive)
+    /// Whether vng has ended.
+    pub(super) fn exited(&mut self) -> Result<bool> {
+        let status = self.group.ended(self.vng).context("cannot wait for vng")?;
+        Ok(status.is_some())
     }
 
-    fn pid(&self) -> Pid {
-        Pid::from_raw(self.child.id().cast_signed())
+    /// Why the guest hangs, if a daemon has ended before it.
+    pub(super) fn lost(&mut self) -> Result<Option<End>> {
+        for (name, daemon) in &self.daemons {
+            let Some(status) = self.group.ended(*daemon)? else {
+                continue;
+            };
+            if self.lost.get_or_insert_with(Instant::now).elapsed() > DAEMON_GRACE {
+                return Ok(Some(End::Broken(format!(
+                    "the virtiofs daemon of {name} ended: {status}"
+                ))));
+            }
+        }
+        Ok(None)
     }
 
     /// Whether the guest's kernel has said anything.
@@ -170,7 +195,7 @@ impl Guest {
 
     /// Ends whatever is left and completes the record of what it printed.
     pub(super) fn stop(&mut self) -> Result<()> {
-        self.kill()?;
+        self.group.kill()?;
         if let Some(recorder) = self.recorder.take() {
             recorder
                 .join()
@@ -178,22 +203,6 @@ impl Guest {
                 .context("cannot record what vng prints")?;
         }
         Ok(())
-    }
-
-    fn kill(&mut self) -> io::Result<()> {
-        if !self.reaped {
-            // Not softly: QEMU may outlive a vng that was asked to end.
-            let _ = killpg(self.pid(), Signal::SIGKILL);
-            self.child.wait()?;
-            self.reaped = true;
-        }
-        Ok(())
-    }
-}
-
-impl Drop for Guest {
-    fn drop(&mut self) {
-        let _ = self.kill();
     }
 }
 
@@ -207,6 +216,7 @@ mod tests {
     use super::*;
     use crate::vm::run_dir::{guest_log, read};
     use crate::vm::tests::scratch;
+    use std::process::Command;
 
     #[test]
     fn only_the_kernel_counts_as_speaking() {
@@ -225,7 +235,8 @@ mod tests {
     fn guest(dir: &Path, script: &str) -> Guest {
         let mut vng = Command::new("sh");
         vng.args(["-c", script]).current_dir(dir);
-        let guest = Guest::start(vng, dir).unwrap();
+        let daemons = Vec::new();
+        let mut guest = Guest::start(Boot { vng, daemons }, dir).unwrap();
         while !guest.exited().unwrap() {
             thread::sleep(Duration::from_millis(1));
         }
@@ -249,6 +260,39 @@ mod tests {
         fs::write(dir.join(CONSOLE), format!("{COMPLAINT}\r\n")).unwrap();
         assert!(guest.spoke());
         assert_eq!(dmesg::scan(&guest_log(&dir)).len(), 1);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_guest_whose_daemon_has_ended_is_not_waited_for() {
+        let dir = scratch("lost");
+        let sh = |script| {
+            let mut sh = Command::new("sh");
+            sh.args(["-c", script]);
+            sh
+        };
+        let daemon = |name: &str, script| Daemon {
+            name: name.into(),
+            command: sh(script),
+        };
+        let daemons = vec![
+            daemon("root", "exec sleep 1000"),
+            daemon("run", "echo no room >&2; exit 3"),
+        ];
+        let vng = sh("exec sleep 1000");
+        let mut guest = Guest::start(Boot { vng, daemons }, &dir).unwrap();
+        while guest.lost.is_none() {
+            assert_eq!(guest.lost().unwrap(), None, "vng may be about to end");
+            thread::sleep(Duration::from_millis(1));
+        }
+        guest.lost = guest.lost.and_then(|at| at.checked_sub(DAEMON_GRACE));
+        let Some(End::Broken(why)) = guest.lost().unwrap() else {
+            panic!("it is waited for");
+        };
+        assert_eq!(why, "the virtiofs daemon of run ended: exit status: 3");
+        assert!(!guest.exited().unwrap());
+        guest.stop().unwrap();
+        assert_eq!(read(&dir, HOST_LOG), "no room\n");
         fs::remove_dir_all(&dir).unwrap();
     }
 }
