@@ -71,7 +71,7 @@ static int copy_present(struct copy *c, pte_t *src, pte_t *dst, pte_t pte,
 		pte = pte_wrprotect(pte);
 		set_pte(src, pte);
 	}
-	pte = pte_clear_uffd_wp(pte_mkold(pte));
+	pte = pte_clear_uffd(pte_mkold(pte));
 	set_pte_at(c->dst_vma.vm_mm, addr, dst, pte);
 	return 0;
 }
@@ -120,7 +120,7 @@ static int copy_leaf(struct copy *c, pte_t *src, pte_t *dst, pte_t pte,
 	/* Nobody has it alone any more. */
 	if (pte_val(shared) != pte_val(pte))
 		set_pte(src, shared);
-	set_pte_at(c->dst_vma.vm_mm, addr, dst, pte_swp_clear_uffd_wp(shared));
+	set_pte_at(c->dst_vma.vm_mm, addr, dst, pte_swp_clear_uffd(shared));
 	return 0;
 }
 

@@ -8,6 +8,7 @@
 #include <linux/preempt.h>
 #include <linux/sched.h>
 #include <linux/spinlock.h>
+#include <linux/string.h>
 
 #include "fault.h"
 
@@ -40,8 +41,11 @@ bool af_fault(void)
 
 static int linger_pid;
 static unsigned int linger_ms;
+static char linger_in[32];
 static int lingering;
 
+module_param_string(fault_linger_in, linger_in, sizeof(linger_in), 0644);
+MODULE_PARM_DESC(fault_linger_in, "function of the module in which a task lingers");
 module_param_named(fault_linger_pid, linger_pid, int, 0644);
 MODULE_PARM_DESC(fault_linger_pid, "task that lingers, by its number in the first pid namespace");
 module_param_named(fault_linger_ms, linger_ms, uint, 0644);
@@ -50,17 +54,18 @@ module_param_named(fault_lingering, lingering, int, 0444);
 MODULE_PARM_DESC(fault_lingering, "the task that lingers now, or 0");
 
 /**
- * af_linger - a place in which a test wants a task to be for a while
+ * af_linger_in - a place in which a test wants a task to be for a while
+ * @place: the function
  *
  * Processor time counts, not the clock: a task that is not scheduled stays. It
  * reschedules where preemption is allowed. The test ends it early by naming another task, or none.
  */
-void af_linger(void)
+void af_linger_in(const char *place)
 {
 	int pid = task_pid_nr(current);
 	unsigned int ms;
 
-	if (pid != READ_ONCE(linger_pid))
+	if (pid != READ_ONCE(linger_pid) || !sysfs_streq(place, linger_in))
 		return;
 	WRITE_ONCE(lingering, pid);
 	for (ms = READ_ONCE(linger_ms); ms && pid == READ_ONCE(linger_pid); ms--) {

@@ -7,7 +7,9 @@
 
 #ifdef AF_FAULTS
 bool af_fault(void);
-void af_linger(void);
+void af_linger_in(const char *place);
+
+#define af_linger()	af_linger_in(__func__)
 #else
 static inline bool af_fault(void)
 {

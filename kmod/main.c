@@ -19,6 +19,16 @@
 #include "session.h"
 #include "symbols.h"
 
+/* The hooks that this kernel cannot have, as words for the log. */
+#define AF_HOOK(kind, fn)
+#define AF_NO_HOOK(fn, option)	"; no " #fn " hook: " #option " is off"
+
+static const char left_out[] __initconst = ""
+#include "compat/hook_list.h"
+	;
+
+#undef AF_HOOK
+
 static int __init af_init(void)
 {
 	int ret;
@@ -54,7 +64,7 @@ static int __init af_init(void)
 	if (ret)
 		goto detach;
 
-	pr_info("loaded, ABI version %d\n", ASYNCFORK_ABI_VERSION);
+	pr_info("loaded, ABI version %d%s\n", ASYNCFORK_ABI_VERSION, left_out);
 	return 0;
 
 detach:

@@ -23,9 +23,8 @@
 
 #define VM_INELIGIBLE							\
 	(VM_SHARED | VM_HUGETLB | VM_PFNMAP | VM_MIXEDMAP | VM_IO |	\
-	 VM_UFFD_MISSING | VM_UFFD_WP | VM_UFFD_MINOR | VM_MERGEABLE |	\
-	 VM_WIPEONFORK | VM_DONTCOPY | VM_GROWSDOWN |			\
-	 AF_VM_INELIGIBLE_COMPAT)
+	 __VM_UFFD_FLAGS | VM_MERGEABLE | VM_WIPEONFORK | VM_DONTCOPY |	\
+	 VM_GROWSDOWN | AF_VM_INELIGIBLE_COMPAT)
 
 static bool vma_eligible(struct vm_area_struct *dst, struct vm_area_struct *src)
 {
@@ -165,19 +164,15 @@ static long copy_part(struct af_session *s, struct vm_area_struct *dst,
 		      struct vm_area_struct *src, unsigned long start,
 		      unsigned long end)
 {
-	unsigned long pgoff = (start - src->vm_start) >> PAGE_SHIFT;
 	struct vm_area_struct part_dst, part_src;
 	long ret;
 
 	memcpy(&part_dst, dst, sizeof(*dst));
 	memcpy(&part_src, src, sizeof(*src));
-	part_dst.vm_start = start;
-	part_src.vm_start = start;
-	part_dst.vm_end = end;
-	part_src.vm_end = end;
-	part_dst.vm_pgoff += pgoff;
-	part_src.vm_pgoff += pgoff;
+	af_vma_narrow(&part_dst, start, end);
+	af_vma_narrow(&part_src, start, end);
 
+	af_linger();
 	s->bypass = true;
 	ret = af_call(copy_page_range)(&part_dst, &part_src);
 	s->bypass = false;

@@ -345,27 +345,39 @@ static bool calls(unsigned long caller, unsigned long callee)
 	return false;
 }
 
+static bool any_calls(const char *const *callers, size_t n, unsigned long callee)
+{
+	unsigned long caller;
+
+	for (; n && *callers; n--, callers++) {
+		/* None of this name: inlined. */
+		caller = af_call(kallsyms_lookup_name)(*callers);
+		if (caller && calls(caller, callee))
+			return true;
+	}
+	return false;
+}
+
 /**
  * af_symbols_check_calls - do the hooked functions get called where expected?
  *
  * A caller into which the compiler inlined the hooked function would bypass
  * the hook, and memory would be lost.
  *
- * Return: 0, or -ENOEXEC after naming the call that is missing.
+ * Return: 0, -ENOENT, or -ENOEXEC after naming the call that is missing.
  */
 int af_symbols_check_calls(void)
 {
 	const struct af_expected_call *c;
-	unsigned long caller, callee;
+	unsigned long callee;
 
-	for (c = af_expected_calls; c->caller; c++) {
-		caller = af_symbol(c->caller);
+	for (c = af_expected_calls; c->callee; c++) {
 		callee = af_symbol(c->callee);
-		if (!caller || !callee)
+		if (!callee)
 			return -ENOENT;
-		if (!calls(caller, callee)) {
+		if (!any_calls(c->callers, ARRAY_SIZE(c->callers), callee)) {
 			pr_err("%s does not call %s in this kernel\n",
-			       c->caller, c->callee);
+			       c->callers[0], c->callee);
 			return -ENOEXEC;
 		}
 	}

@@ -33,9 +33,12 @@ static inline int af_swap_dup(pte_t pte)
 	return af_call(AF_SWAP_DUP)(softleaf_from_pte(pte));
 }
 
-/* A direct call that the hooks rely on; the list ends with an empty entry. */
+/*
+ * A direct call that the hooks rely on, in one of the callers: which of them the
+ * compiler inlined into which differs. The list ends with an empty entry.
+ */
 struct af_expected_call {
-	const char *caller, *callee;
+	const char *callers[3], *callee;
 };
 
 extern const struct af_expected_call af_expected_calls[];

@@ -7,10 +7,10 @@
  * TYPES: find and read the type information that tells whether it is safe to
  * call a function, so they are called before they are checked themselves. The
  * prototypes are from the headers of the very build of the kernel that the
- * module's vermagic ties it to, and have not changed from 6.1 to 7.2.
+ * module's vermagic ties it to, and have not changed from 6.1 to 7.3.
  * CHECKED: nobody calls them before that. Each has a row in proto_list.h.
  */
-#include <linux/version.h>
+#include "compat/features.h"
 
 AF_CALL(TYPES, kallsyms_lookup_name)
 AF_CALL(TYPES, kallsyms_lookup_size_offset)
@@ -23,7 +23,7 @@ AF_CALL(CHECKED, __p4d_alloc)
 AF_CALL(CHECKED, __pud_alloc)
 AF_CALL(CHECKED, __pmd_alloc)
 AF_CALL(CHECKED, flush_tlb_mm_range)
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#if AF_HAS_SWAP_DUP_DIRECT
 AF_CALL(CHECKED, swap_dup_entry_direct)
 #else
 AF_CALL(CHECKED, swap_duplicate)

@@ -2,7 +2,7 @@
 /*
  * Every difference between kernel versions, one API for the core
  *
- * Nothing outside this directory may look at LINUX_VERSION_CODE.
+ * Nothing but features.h, and the release here, may look at LINUX_VERSION_CODE.
  */
 #ifndef _AF_COMPAT_H
 #define _AF_COMPAT_H
@@ -27,16 +27,18 @@ void flush_tlb_mm_range(struct mm_struct *mm, unsigned long start,
 			bool freed_tables);
 #include <asm/tlb.h>
 
+#include "compat/features.h"
+
 /* A stable series, whatever its point release. */
 #define AF_SERIES(major, minor)	((major) << 8 | (minor))
 #define AF_THIS_SERIES		(LINUX_VERSION_CODE >> 8)
 
 #if AF_THIS_SERIES != AF_SERIES(6, 1) && AF_THIS_SERIES != AF_SERIES(6, 12) && \
-	AF_THIS_SERIES != AF_SERIES(7, 2)
-#if AF_THIS_SERIES < AF_SERIES(7, 2)
-#error "asyncfork: kernels 6.1, 6.12 and 7.2 are known, those between are not"
+	AF_THIS_SERIES != AF_SERIES(7, 2) && AF_THIS_SERIES != AF_SERIES(7, 3)
+#if AF_THIS_SERIES < AF_SERIES(7, 3)
+#error "asyncfork: kernels 6.1, 6.12, 7.2 and 7.3 are known, those between are not"
 #elif !defined(AF_ALLOW_UNTESTED)
-#error "asyncfork: kernel series not audited; AF_ALLOW_UNTESTED=1 builds as for 7.2"
+#error "asyncfork: kernel series not audited; AF_ALLOW_UNTESTED=1 builds as for 7.3"
 #endif
 #endif
 
@@ -71,7 +73,7 @@ static inline bool af_release_tested(const char *release)
 	{ AF_SERIES(major, minor), { __VA_ARGS__ } },
 	static const struct {
 		unsigned int series;
-		const char *releases[2];
+		const char *releases[4];
 	} kernels[] = {
 #include "compat/kernels.h"
 	};
@@ -91,11 +93,13 @@ static inline bool af_release_tested(const char *release)
 }
 
 /* VM flags that make a VMA ineligible, beyond those every version has. */
-#ifdef VM_SHADOW_STACK
-#define AF_VM_INELIGIBLE_COMPAT	(VM_SHADOW_STACK | VM_DROPPABLE)
-#else
-#define AF_VM_INELIGIBLE_COMPAT	0UL
+#ifndef VM_SHADOW_STACK
+#define VM_SHADOW_STACK		0UL
 #endif
+#ifndef VM_DROPPABLE
+#define VM_DROPPABLE		0UL
+#endif
+#define AF_VM_INELIGIBLE_COMPAT	(VM_SHADOW_STACK | VM_DROPPABLE)
 
 /* How far before a function a call of it may enter (call depth tracking). */
 #ifdef CONFIG_CALL_THUNKS
@@ -106,7 +110,7 @@ static inline bool af_release_tested(const char *release)
 
 static inline bool af_mm_pinned(struct mm_struct *mm)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 18, 0)
+#if AF_HAS_MM_FLAGS
 	return mm_flags_test(MMF_HAS_PINNED, mm);
 #else
 	return test_bit(MMF_HAS_PINNED, &mm->flags);
@@ -114,16 +118,34 @@ static inline bool af_mm_pinned(struct mm_struct *mm)
 }
 
 /*
- * RSS counters: per CPU since 6.2. Not add_mm_counter(): it calls
- * mm_trace_rss_stat(), which is not exported.
+ * Not add_mm_counter(): it calls mm_trace_rss_stat(), which is not exported.
  */
 static inline void af_rss_add(struct mm_struct *mm, int member, long n)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 2, 0)
+#if AF_HAS_RSS_PERCPU
 	percpu_counter_add(&mm->rss_stat[member], n);
 #else
 	atomic_long_add(n, &mm->rss_stat.count[member]);
 #endif
+}
+
+/*
+ * Let @vma, a copy that is in no tree, cover [start, end) alone. Its offsets say
+ * where an rmap walk finds a page that is mapped new.
+ */
+static inline void af_vma_narrow(struct vm_area_struct *vma,
+				 unsigned long start, unsigned long end)
+{
+	unsigned long pages = (start - vma->vm_start) >> PAGE_SHIFT;
+#if AF_HAS_ANON_PGOFF
+	unsigned long anon = vma_start_anon_pgoff(vma) + pages;
+
+	vma->__vm_anon_pgoff_hi = upper_32_bits(anon);
+	vma->__vm_anon_pgoff_lo = lower_32_bits(anon);
+#endif
+	vma->vm_pgoff += pages;
+	vma->vm_start = start;
+	vma->vm_end = end;
 }
 
 /* Without lockdep a lockdep_map is empty. */
@@ -152,10 +174,10 @@ static inline int af_dup_anon_rmap(struct page *page,
 				   struct vm_area_struct *dst_vma,
 				   struct vm_area_struct *src_vma)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 15, 0)
+#if AF_HAS_RMAP_DST_VMA
 	return folio_try_dup_anon_rmap_pte(page_folio(page), page, dst_vma,
 					   src_vma);
-#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+#elif AF_HAS_FOLIO_RMAP
 	return folio_try_dup_anon_rmap_pte(page_folio(page), page, src_vma);
 #else
 	return page_try_dup_anon_rmap(page, false, src_vma);
@@ -172,8 +194,8 @@ enum af_leaf {
 	AF_LEAF_POISON,
 };
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(7, 1, 0)
-/* By the names of later kernels. */
+#if !AF_HAS_SOFTLEAF
+/* By the names of later kernels. 6.12's stable releases have some already. */
 #define softleaf_t			swp_entry_t
 #define softleaf_from_pte(pte)		pte_to_swp_entry(pte)
 #define softleaf_to_page(entry)		pfn_swap_entry_to_page(entry)
@@ -189,10 +211,18 @@ enum af_leaf {
 #define softleaf_is_hwpoison(entry)	is_hwpoison_entry(entry)
 #endif
 
+/* A header has it since the bit is not only for write protection. */
+#ifndef pgtable_supports_uffd
+#define pte_clear_uffd(pte)		pte_clear_uffd_wp(pte)
+#define pte_swp_uffd(pte)		pte_swp_uffd_wp(pte)
+#define pte_swp_mkuffd(pte)		pte_swp_mkuffd_wp(pte)
+#define pte_swp_clear_uffd(pte)		pte_swp_clear_uffd_wp(pte)
+#endif
+
 /* What a child without userfaultfd gets of a marker. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#ifdef PTE_MARKER_GUARD
 #define AF_MARKERS	(PTE_MARKER_POISONED | PTE_MARKER_GUARD)
-#elif LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+#elif defined(PTE_MARKER_POISONED)
 #define AF_MARKERS	PTE_MARKER_POISONED
 #else
 #define AF_MARKERS	0
@@ -210,7 +240,7 @@ static inline enum af_leaf af_leaf_kind(pte_t pte)
 		return AF_LEAF_DEVICE;
 	if (softleaf_is_marker(entry))
 		return AF_LEAF_MARKER;
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 6, 0)
+#ifdef SWP_SWAPIN_ERROR
 	/* Later a marker. */
 	if (is_swapin_error_entry(entry))
 		return AF_LEAF_POISON;
@@ -234,8 +264,8 @@ static inline pte_t af_leaf_like(pte_t pte, swp_entry_t entry)
 
 	if (pte_swp_soft_dirty(pte))
 		leaf = pte_swp_mksoft_dirty(leaf);
-	if (pte_swp_uffd_wp(pte))
-		leaf = pte_swp_mkuffd_wp(leaf);
+	if (pte_swp_uffd(pte))
+		leaf = pte_swp_mkuffd(leaf);
 	return leaf;
 }
 
@@ -261,7 +291,7 @@ static inline pte_t af_device_read(pte_t pte)
 }
 
 /* Adds a sharer of a swap entry, without sleeping. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#if AF_HAS_SWAP_DUP_DIRECT
 #define AF_SWAP_DUP	swap_dup_entry_direct
 #else
 #define AF_SWAP_DUP	swap_duplicate
@@ -275,7 +305,7 @@ static inline pte_t af_device_read(pte_t pte)
 #define AF_GFP_PTE	(GFP_PGTABLE_USER | __GFP_RETRY_MAYFAIL | \
 			 __GFP_NOWARN | __GFP_NOMEMALLOC)
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#if AF_HAS_PAGETABLE_CTOR
 /* The inline functions of the kernel need symbols that are not exported. */
 static inline pgtable_t af_pte_alloc(struct mm_struct *mm, gfp_t gfp)
 {
@@ -327,7 +357,7 @@ static inline int af_ptlock_init(void)
  */
 static inline bool af_mm_uffd_moves(struct mm_struct *mm)
 {
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+#if AF_HAS_UFFD_MOVE
 	struct vm_area_struct *vma;
 	struct vma_iterator vmi;
 
@@ -345,7 +375,7 @@ static inline bool af_mm_uffd_moves(struct mm_struct *mm)
  * 6.12's register_ftrace_direct() overwrites the flags, so it is set again;
  * af_hooks_attach() looks afterwards whether all hooks are still live.
  */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 6, 0)
+#if AF_HAS_DIRECT_OPS
 static inline int af_ftrace_attach(struct ftrace_ops *ops, unsigned long ip,
 				   unsigned long tramp)
 {

@@ -11,33 +11,35 @@
 #include "../pull.h"
 
 /* The VMAs may be out of the tree already: the range only. */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#if AF_HAS_UNMAP_DESC
 AF_HOOK_FN(void, unmap_vmas, struct mmu_gather *tlb, struct unmap_desc *unmap)
 {
 	af_hook_unmap(tlb->mm, unmap->vma_start, unmap->vma_end);
 }
-
-AF_HOOK_FN(void, zap_vma_range_batched, struct mmu_gather *tlb,
-	   struct vm_area_struct *vma, unsigned long addr, unsigned long size)
-{
-	af_hook_zap(vma, addr, size);
-}
 #else
-/* @tree: of one type in 6.1 and another in 6.12 */
+/* @tree: of one type or another, see AF_HAS_UNMAP_STATE */
 AF_HOOK_FN(void, unmap_vmas, struct mmu_gather *tlb, void *tree,
 	   struct vm_area_struct *vma, unsigned long start, unsigned long end)
 {
 	af_hook_unmap(tlb->mm, start, end);
 }
+#endif
 
+#if AF_HAS_ZAP_VMA_RANGE
+AF_HOOK_FN(void, zap_vma_range_batched, struct mmu_gather *tlb,
+	   struct vm_area_struct *vma, unsigned long addr, unsigned long size)
+#elif AF_HAS_ZAP_BATCHED
+AF_HOOK_FN(void, zap_page_range_single_batched, struct mmu_gather *tlb,
+	   struct vm_area_struct *vma, unsigned long addr, unsigned long size)
+#else
 AF_HOOK_FN(void, zap_page_range_single, struct vm_area_struct *vma,
 	   unsigned long addr, unsigned long size)
+#endif
 {
 	af_hook_zap(vma, addr, size);
 }
-#endif
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 3, 0)
+#if AF_HAS_PROT_OF_VMA
 AF_HOOK_FN(void, change_protection, struct mmu_gather *tlb,
 	   struct vm_area_struct *vma, unsigned long start, unsigned long end,
 	   unsigned long cp_flags)
@@ -53,7 +55,7 @@ AF_HOOK_FN(void, change_protection, struct mmu_gather *tlb,
 			     true);
 }
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#if AF_HAS_MOVE_CONTROL
 AF_HOOK_FN(void, move_page_tables, struct pagetable_move_control *pmc)
 {
 	af_hook_move(pmc->old->vm_mm, pmc->old_addr, pmc->new_addr,
@@ -70,7 +72,7 @@ AF_HOOK_FN(void, move_page_tables, struct vm_area_struct *vma,
 
 /* It would call an empty PMD an error of the caller. */
 #ifdef CONFIG_TRANSPARENT_HUGEPAGE
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#if AF_HAS_COLLAPSE_NO_PREV
 AF_HOOK_FN(void, madvise_collapse, struct vm_area_struct *vma,
 	   unsigned long start, unsigned long end)
 #else
@@ -85,7 +87,7 @@ AF_HOOK_FN(void, madvise_collapse, struct vm_area_struct *vma,
 struct folio_walk;
 
 /* One page, for move_pages(2). */
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0)
+#if AF_HAS_FOLIO_WALK
 AF_HOOK_FN(void, folio_walk_start, struct folio_walk *fw,
 	   struct vm_area_struct *vma, unsigned long addr)
 #else
@@ -95,28 +97,34 @@ AF_HOOK_FN(void, follow_page, struct vm_area_struct *vma, unsigned long addr)
 	af_hook_walk(vma->vm_mm, addr, addr + 1);
 }
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
+#if AF_HAS_WALK_UNSAFE
 AF_HOOK_FN(void, walk_page_range_mm_unsafe, struct mm_struct *mm,
 	   unsigned long start, unsigned long end)
-{
-	af_hook_walk(mm, start, end);
-}
-
-AF_HOOK_FN(void, walk_page_range_vma_unsafe, struct vm_area_struct *vma,
-	   unsigned long start, unsigned long end)
-{
-	af_hook_walk(vma->vm_mm, start, end);
-}
+#elif AF_HAS_WALK_MM
+AF_HOOK_FN(void, walk_page_range_mm, struct mm_struct *mm, unsigned long start,
+	   unsigned long end)
 #else
 AF_HOOK_FN(void, walk_page_range, struct mm_struct *mm, unsigned long start,
 	   unsigned long end)
+#endif
 {
 	af_hook_walk(mm, start, end);
 }
+
+#if AF_HAS_WALK_MM
+#if AF_HAS_WALK_UNSAFE
+AF_HOOK_FN(void, walk_page_range_vma_unsafe, struct vm_area_struct *vma,
+	   unsigned long start, unsigned long end)
+#else
+AF_HOOK_FN(void, walk_page_range_vma, struct vm_area_struct *vma,
+	   unsigned long start, unsigned long end)
+#endif
+{
+	af_hook_walk(vma->vm_mm, start, end);
+}
 #endif
 
-#if defined(CONFIG_TRANSPARENT_HUGEPAGE) && \
-	LINUX_VERSION_CODE >= KERNEL_VERSION(6, 8, 0)
+#if AF_HAS_UFFD_MOVE && defined(CONFIG_TRANSPARENT_HUGEPAGE)
 /*
  * UFFDIO_MOVE puts a huge page into an empty slot, and holds the lock of its old
  * one already: make it try again, until the slot has its table.

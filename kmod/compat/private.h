@@ -11,25 +11,29 @@
 #include <linux/refcount.h>
 #include <linux/seqlock.h>
 #include <linux/userfaultfd_k.h>
-#include <linux/version.h>
 #include <linux/wait.h>
 
-#if LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0)
-/* mm/vma.h, mm/internal.h */
+#include "compat/features.h"
+
+#if AF_HAS_UNMAP_DESC
+/* mm/vma.h */
 struct unmap_desc {
 	struct ma_state *mas;
 	struct vm_area_struct *first;
 	unsigned long pg_start, pg_end;
 	unsigned long vma_start, vma_end;
 };
+#endif
 
+#if AF_HAS_MOVE_CONTROL
+/* mm/internal.h */
 struct pagetable_move_control {
 	struct vm_area_struct *old, *new;
 	unsigned long old_addr, old_end, new_addr;
 };
 #endif
 
-#if LINUX_VERSION_CODE < KERNEL_VERSION(6, 8, 0)
+#if !AF_HAS_UFFD_CTX
 /* fs/userfaultfd.c; we read ->mm only. */
 struct userfaultfd_ctx {
 	wait_queue_head_t wqh[4];

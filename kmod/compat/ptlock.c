@@ -11,7 +11,7 @@
 #include "../symbols.h"
 
 #if ALLOC_SPLIT_PTLOCKS
-#if AF_THIS_SERIES != AF_SERIES(6, 12)
+#if !AF_HAS_PTDESC || AF_HAS_PAGETABLE_CTOR
 #error "asyncfork: kernels with lock debugging: 6.12 only"
 #endif
 
