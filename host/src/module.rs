@@ -148,12 +148,17 @@ pub fn srcversion() -> io::Result<String> {
     read("srcversion")
 }
 
+/// The file of a parameter.
+pub fn parameter(name: &str) -> PathBuf {
+    Path::new(SYSFS).join("parameters").join(name)
+}
+
 /// Sets a live parameter.
 ///
 /// # Errors
 /// There is none of this name, or the module refuses the value.
 pub fn set(name: &str, value: impl ToString) -> io::Result<()> {
-    fs::write(format!("{SYSFS}/parameters/{name}"), value.to_string())
+    fs::write(parameter(name), value.to_string())
 }
 
 /// Reads a parameter.
@@ -161,12 +166,15 @@ pub fn set(name: &str, value: impl ToString) -> io::Result<()> {
 /// # Errors
 /// There is none of this name.
 pub fn get(name: &str) -> io::Result<String> {
-    read(&format!("parameters/{name}"))
+    trimmed(&parameter(name))
 }
 
 fn read(file: &str) -> io::Result<String> {
-    let text = fs::read_to_string(format!("{SYSFS}/{file}"))?;
-    Ok(text.trim().to_owned())
+    trimmed(&Path::new(SYSFS).join(file))
+}
+
+fn trimmed(file: &Path) -> io::Result<String> {
+    Ok(fs::read_to_string(file)?.trim().to_owned())
 }
 
 /// Opens its device.

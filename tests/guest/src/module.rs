@@ -4,8 +4,8 @@
 use crate::require;
 use crate::sys;
 use crate::verdict::{TestResult, Verdict};
-pub use asyncfork_host::module::device_error;
 use asyncfork_host::module::{self, ModuleFile};
+pub use asyncfork_host::module::{device_error, parameter};
 use asyncfork_uapi::{Device, Report, Stats};
 use std::fs;
 use std::io;

@@ -7,6 +7,7 @@ use crate::mem::{Arena, Shape, CHUNK};
 use crate::require;
 use crate::rng::Rng;
 use crate::session::Ended;
+use crate::sys;
 use crate::verdict::TestResult;
 use asyncfork_uapi::{Hook, Reason};
 use std::fs::File;
@@ -18,6 +19,46 @@ pub type Op = fn(&mut Arena, &mut Rng) -> TestResult;
 
 /// Milliseconds that a task lingers (fault injection), if the test does not end it: less than it takes to be called stuck.
 pub const LINGER_MS: u32 = 15_000;
+
+/// While this lives a task lingers in a function of the module built for fault injection.
+pub struct Linger<'a> {
+    ctx: &'a Ctx,
+    pid: i32,
+}
+
+impl<'a> Linger<'a> {
+    /// `place`: the function; `ms`: of the task's own time, if nobody ends it.
+    pub fn new(ctx: &'a Ctx, pid: i32, place: &str, ms: u32) -> TestResult<Self> {
+        ctx.module.set("fault_linger_ms", ms)?;
+        ctx.module.set("fault_linger_in", place)?;
+        ctx.module.set("fault_linger_pid", pid)?;
+        Ok(Self { ctx, pid })
+    }
+
+    /// Whether it is there now.
+    pub fn is_inside(&self) -> TestResult<bool> {
+        Ok(self.ctx.module.get("fault_lingering")? == self.pid.to_string())
+    }
+
+    /// Waits until it is there.
+    pub fn expect_inside(&self) -> TestResult {
+        let inside =
+            sys::poll_until(|| -> TestResult<Option<()>> { Ok(self.is_inside()?.then_some(())) })?;
+        require!(inside.is_some(), "nobody lingers there");
+        Ok(())
+    }
+
+    /// Lets it go on, also for a process that has only a copy of this.
+    pub fn end(&self) -> io::Result<()> {
+        self.ctx.module.set("fault_linger_pid", 0)
+    }
+}
+
+impl Drop for Linger<'_> {
+    fn drop(&mut self) {
+        let _ = self.end();
+    }
+}
 
 /// Rounds of a racing test, if the race happens in one of them.
 const ROUNDS: u32 = 6;
@@ -102,8 +143,10 @@ pub fn prepared_racing<T>(
     op: impl Fn(&mut Arena, &mut Rng, T) -> TestResult,
 ) -> TestResult<String> {
     let mut rng = ctx.rng();
-    let (rounds, met) = rounds(ctx, ROUNDS, |_| {
-        let mut arena = Arena::new(&mut rng, 8)?;
+    let (rounds, met) = rounds(ctx, ROUNDS, |round| {
+        // A child that has always been faster gets more to copy.
+        let mib = if round < ROUNDS { 8 } else { 32 };
+        let mut arena = Arena::new(&mut rng, mib)?;
         let chunks = arena.chunks();
         let prepared = prepare(&arena)?;
         let session = ctx.fork().start(|| arena.verify())?;

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Helper threads that copy beside the child.
 
-use super::common::{rounds, LINGER_MS};
+use super::common::{rounds, Linger, LINGER_MS};
 use super::writes::overwrite_random;
 use super::Test;
 use crate::board::Board;
@@ -128,13 +128,12 @@ fn lasting(ctx: &Ctx) -> TestResult<String> {
     })?;
     let arena = Arena::new(&mut ctx.rng(), 16)?;
     ctx.module.set("pull_after", 1)?;
-    ctx.module.set("fault_linger_ms", LINGER_MS)?;
-    ctx.module.set("fault_linger_pid", sys::pid())?;
+    let linger = Linger::new(ctx, sys::pid(), "af_probe_fork", LINGER_MS)?;
     // The watcher has another processor.
     let hold = Hold::new()?;
     let session = ctx.fork().start(|| arena.verify());
     drop(hold);
-    ctx.module.set("fault_linger_pid", 0)?;
+    drop(linger);
     ctx.module.set("pull_after", after)?;
     let ended = session?.finish()?;
     arena.verify()?;

@@ -5,6 +5,7 @@
 //! The child lingers in the copy of its first chunk (fault injection). Meanwhile something comes up that keeps it from running,
 //! and the parent touches that chunk. Nothing lets the child go before the parent is back, or is late.
 
+use super::common::Linger;
 use super::huge::folios_of_64_kib;
 use super::swap::page_out;
 use super::uffd::poison;
@@ -130,31 +131,6 @@ impl Kind {
         }
         page.advise(libc::MADV_DONTNEED)?;
         poison(page)
-    }
-}
-
-/// While this lives a task lingers at the end of each copy.
-struct Linger<'a> {
-    ctx: &'a Ctx,
-    pid: i32,
-}
-
-impl<'a> Linger<'a> {
-    fn new(ctx: &'a Ctx, pid: i32) -> TestResult<Self> {
-        ctx.module.set("fault_linger_ms", LINGER_MS)?;
-        ctx.module.set("fault_linger_pid", pid)?;
-        Ok(Self { ctx, pid })
-    }
-
-    /// Whether it is in a copy now.
-    fn is_inside(&self) -> TestResult<bool> {
-        Ok(self.ctx.module.get("fault_lingering")? == self.pid.to_string())
-    }
-}
-
-impl Drop for Linger<'_> {
-    fn drop(&mut self) {
-        let _ = self.ctx.module.set("fault_linger_pid", 0);
     }
 }
 
@@ -313,7 +289,7 @@ fn meet(ctx: &Ctx, way: Way, kind: Kind) -> TestResult {
     }
     let session = fork.start(|| arena.verify())?;
     session.expect_running()?;
-    let linger = Linger::new(ctx, session.pid)?;
+    let linger = Linger::new(ctx, session.pid, "af_copy", LINGER_MS)?;
     if way == Way::LeastShare {
         set_idle(session.pid)?;
     }

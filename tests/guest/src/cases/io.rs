@@ -1,17 +1,21 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The kernel reads and writes parked memory on the parent's behalf: read, write, O_DIRECT, pipes, futexes, pinned buffers.
 
-use super::common::{expect_stock, prepared_racing, while_plugged};
+use super::common::{expect_stock, prepared_racing, while_plugged, Linger, LINGER_MS};
+use super::swap::swapped;
 use super::Test;
 use crate::ctx::Ctx;
 use crate::hold::{self, Plug};
 use crate::mem::{Arena, Span, PAGE};
-use crate::module::modprobe;
+use crate::module::{self, modprobe};
+use crate::procfs;
 use crate::rng::Rng;
 use crate::session::Session;
+use crate::swap::Swap;
 use crate::sys::{self, cvt};
 use crate::verdict::{Context, TestResult, Verdict};
-use crate::{claim, require};
+use crate::{claim, require, skip_unless};
+use asyncfork_host::kernel::kernel_since;
 use asyncfork_uapi::{Hook, Reason};
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -78,6 +82,11 @@ pub const TESTS: &[Test] = &[
         pinned,
     )
     .quick(),
+    Test::new(
+        "page_pinned_while_the_fork_copies_the_rest_is_found_in_the_child",
+        pinned_late,
+    )
+    .faults(),
 ];
 
 /// A file in memory that holds generation `gen` of the whole arena.
@@ -376,8 +385,93 @@ fn futex(ctx: &Ctx) -> TestResult<String> {
 fn pinned(ctx: &Ctx) -> TestResult<String> {
     let mut arena = Arena::new(&mut ctx.rng(), 8)?;
     let ring = io_uring()?;
+    register(&ring, arena.part(100..300))?;
+
+    expect_stock(ctx, &mut arena, Reason::Pinned)?;
+
+    // "Has or had": the kernel keeps no count.
+    drop(ring);
+    let later = ctx.fork().start(|| arena.verify())?.finish()?;
+    later.stock(Reason::Pinned)?;
+    Ok("stock, pinned".into())
+}
+
+/// A page that somebody pins after the fork has parked its mapping and before it copies what the mapping has of other
+/// chunks: the kernel gives the child a page of its own at once. Whoever looks for the users of that page has to find it.
+fn pinned_late(ctx: &Ctx) -> TestResult<String> {
+    skip_unless!(
+        kernel_since(6, 5)?,
+        "io_uring takes mmap_lock to pin, which a fork holds (until Linux 6.5)"
+    );
+    let _swap = Swap::new()?;
+    // Four chunks and a half, of which the half is for copy_page_range().
+    let mut arena = Arena::new(&mut ctx.rng(), 9)?;
+    let page = arena.part(arena.pages() - 10..arena.pages() - 9);
+    let shared = frame(page)?;
+    let ring = io_uring()?;
+    let lingering = File::open(module::parameter("fault_lingering"))?;
+    let whom = OpenOptions::new()
+        .write(true)
+        .open(module::parameter("fault_linger_pid"))?;
+    let (ready, over) = (AtomicU32::new(0), AtomicU32::new(0));
+    let linger = Linger::new(ctx, sys::pid(), "copy_part", LINGER_MS)?;
+    let (session, pinned) = std::thread::scope(|scope| {
+        // A page fault of the pinner's would wait for the fork: it writes its stack only, which comes after the arena.
+        let pinner = scope.spawn(|| -> TestResult {
+            let mut inside = [b'0'; 16];
+            while inside[0] == b'0' && over.load(Ordering::SeqCst) == 0 {
+                lingering.read_at(&mut inside, 0)?;
+                ready.store(1, Ordering::SeqCst);
+            }
+            let pinned = register(&ring, page);
+            lingering.read_at(&mut inside, 0)?;
+            whom.write_at(b"0", 0)?;
+            require!(
+                inside[0] != b'0',
+                "the fork was over before the page was pinned"
+            );
+            pinned
+        });
+        while ready.load(Ordering::SeqCst) == 0 {
+            std::hint::spin_loop();
+        }
+        let session = ctx.fork().start(|| {
+            require!(
+                frame(page)? != shared,
+                "the child shares the page: it was not pinned"
+            );
+            page.advise(libc::MADV_PAGEOUT)?;
+            claim!(
+                swapped(page)? == 1,
+                "reclaim does not find the child's own page"
+            );
+            arena.verify()
+        });
+        over.store(1, Ordering::SeqCst);
+        (session, pinner.join())
+    });
+    drop(linger);
+    let pinned = pinned.unwrap_or_else(|_| Err(Verdict::Broken("the pinner panicked".into())));
+    let session = session?;
+    pinned?;
+    let ended = session.finish()?;
+    arena.fill(1);
+    arena.verify().at("parent, written")?;
+    ended.whole(4)?;
+    Ok(ended.detail())
+}
+
+/// Page frame of a page.
+fn frame(page: Span) -> TestResult<u64> {
+    let entry = procfs::pagemap(0, page)?[0];
+    require!(entry & procfs::PRESENT != 0, "the page is not there");
+    Ok(entry & procfs::PFN)
+}
+
+/// Pins memory as a buffer of an io_uring, until that is closed.
+fn register(ring: &OwnedFd, buffer: Span) -> TestResult {
     const REGISTER_BUFFERS: u32 = 0;
-    let iov = arena.part(100..300).iovec();
+    let iov = buffer.iovec();
     // SAFETY: one iovec that lives across the call.
     cvt(unsafe {
         libc::syscall(
@@ -389,14 +483,7 @@ fn pinned(ctx: &Ctx) -> TestResult<String> {
         )
     })
     .at("io_uring_register")?;
-
-    expect_stock(ctx, &mut arena, Reason::Pinned)?;
-
-    // "Has or had": the kernel keeps no count.
-    drop(ring);
-    let later = ctx.fork().start(|| arena.verify())?.finish()?;
-    later.stock(Reason::Pinned)?;
-    Ok("stock, pinned".into())
+    Ok(())
 }
 
 fn io_uring() -> TestResult<OwnedFd> {

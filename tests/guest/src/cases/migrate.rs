@@ -33,7 +33,7 @@ pub const TESTS: &[Test] = &[
         "migrate_pages_of_a_parked_process_loses_nothing",
         migrate_process,
     ),
-    Test::new("memory_offlined_while_forking_loses_nothing", offline),
+    Test::new("memory_offlined_while_forking_loses_nothing", offline).quick(),
     Test::new(
         "compaction_of_parked_memory_stays_within_memory_max",
         within_limit,
@@ -192,7 +192,7 @@ fn compaction(ctx: &Ctx) -> TestResult<String> {
 fn expect_two_nodes() -> TestResult {
     skip_unless!(
         Path::new("/sys/devices/system/node/node1").exists(),
-        "one memory node only; boot with two (numa=fake=2)"
+        "one memory node only; boot with two (scripts/vm --nodes 2)"
     );
     Ok(())
 }

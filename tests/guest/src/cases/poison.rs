@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Pages that the machine reports bad. Who has one is found by rmap, once: parked memory has to be there by then.
 
-use super::common::{Gate, LINGER_MS};
+use super::common::{Gate, Linger, LINGER_MS};
 use super::Test;
 use crate::board::Board;
 use crate::ctx::Ctx;
@@ -124,19 +124,19 @@ fn between(ctx: &Ctx) -> TestResult<String> {
         gate.pass()?;
         fs::write(HARD, &address).at(HARD)
     })?;
-    ctx.module.set("fault_linger_ms", LINGER_MS)?;
-    ctx.module.set("fault_linger_pid", reporter)?;
+    let linger = Linger::new(ctx, reporter, "af_hook_memory_failure", LINGER_MS)?;
     gate.open(0)?;
-    let lingers = || -> TestResult<bool> { Ok(ctx.module.get("fault_lingering")? != "0") };
-    let inside = sys::poll_until(|| -> TestResult<Option<()>> { Ok(lingers()?.then_some(())) })?;
-    require!(inside.is_some(), "nobody lingers in the hook");
+    linger.expect_inside()?;
     let over = Gate::new()?;
     let session = ctx.fork().start(|| {
         over.pass()?;
         expect_gone(&arena)
     })?;
-    require!(lingers()?, "the memory failure was over before the fork");
-    ctx.module.set("fault_linger_pid", 0)?;
+    require!(
+        linger.is_inside()?,
+        "the memory failure was over before the fork"
+    );
+    drop(linger);
     sys::wait(reporter)?;
     over.open(0)?;
     let ended = session.finish()?;

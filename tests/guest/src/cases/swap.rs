@@ -128,7 +128,7 @@ fn swapped_while_parked(ctx: &Ctx) -> TestResult<String> {
         arena.span().advise(libc::MADV_PAGEOUT)?;
         for _ in 0..20 {
             // EAGAIN: less than asked for could be reclaimed.
-            let _ = group.set("memory.reclaim", "16M");
+            let _ = group.set("memory.reclaim", "4M");
             out = swapped(arena.span())?;
             if out >= arena.pages() / 2 {
                 break;

@@ -11,6 +11,7 @@ use crate::mem::{Arena, Shape, Want, CHUNK_PAGES};
 use crate::rng::Rng;
 use crate::sys::is_errno;
 use crate::verdict::{Context, TestResult, Verdict};
+use asyncfork_host::kernel::kernel_since;
 use asyncfork_uapi::Hook;
 use std::fs;
 use std::io;
@@ -67,9 +68,14 @@ fn switch_off(ctx: &Ctx) -> TestResult<String> {
     if result.is_ok() {
         fs::write(SWITCH, "1")?;
     }
+    // EOPNOTSUPP: refused to everybody, since Linux 7.3.
+    let want = match kernel_since(7, 3)? {
+        true => libc::EOPNOTSUPP,
+        false => libc::EBUSY,
+    };
     claim!(
-        is_errno(&result, libc::EBUSY),
-        "switching ftrace off gives {result:?}, want EBUSY"
+        is_errno(&result, want),
+        "switching ftrace off gives {result:?}, want error {want}"
     );
     claim!(value.trim() == "1", "ftrace_enabled is {value:?}");
     held(ctx, operations, Hook::Fault, false, Shape::Whole(16))

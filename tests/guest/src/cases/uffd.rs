@@ -3,6 +3,7 @@
 
 use super::common::{while_held, Gate};
 use super::faults::{inject, left};
+use super::swap::page_out;
 use super::Test;
 use crate::board::Board;
 use crate::crew;
@@ -13,6 +14,7 @@ use crate::module;
 use crate::procfs::{self, Setting};
 use crate::rng::Rng;
 use crate::session::Ended;
+use crate::swap::Swap;
 use crate::sys::{self, cvt};
 use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require, skip_unless};
@@ -67,6 +69,29 @@ pub const TESTS: &[Test] = &[
         move_huge,
     )
     .faults(),
+    Test::new("uffd_rwp_protection_of_parked_memory_holds", rw_protect).quick(),
+    Test::new(
+        "memory_registered_with_uffd_rwp_before_the_fork_is_copied_at_once",
+        rwp_registered_before,
+    ),
+    Test::new(
+        "uffd_rwp_fork_events_give_the_child_a_protection_of_its_own",
+        rwp_fork_event,
+    ),
+    Test::new(
+        "uffd_rwp_mode_switches_on_a_parked_process_lose_nothing",
+        rwp_mode_switch,
+    ),
+    Test::new("uffd_rwp_ioctls_racing_forks_disturb_nobody", rwp_racing),
+    Test::new(
+        "uffd_rwp_ioctls_from_before_the_fork_find_what_is_parked",
+        rwp_unseen,
+    )
+    .faults(),
+    Test::new(
+        "uffd_marks_that_outlive_their_registration_do_not_reach_the_child",
+        stale_marks,
+    ),
     Test::new("stalled_uffd_ioctl_does_not_keep_the_module", stalled).module(),
     Test::new(
         "stalled_uffd_ioctl_does_not_keep_a_load_that_fails",
@@ -77,33 +102,72 @@ pub const TESTS: &[Test] = &[
 
 const MISSING: u64 = 1;
 const WP: u64 = 2;
+const RWP: u64 = 8;
 const FEATURE_FORK: u64 = 1 << 1;
 const FEATURE_MOVE: u64 = 1 << 16;
+const FEATURE_RWP: u64 = 1 << 17;
+const FEATURE_RWP_ASYNC: u64 = 1 << 18;
 const ALLOW_SRC_HOLES: u64 = 1 << 1;
+const FAULT_RWP: u64 = 1 << 3;
 const EVENT_PAGEFAULT: u8 = 0x12;
 const EVENT_FORK: u8 = 0x13;
 
 const API: u64 = 0xc018_aa3f;
 const REGISTER: u64 = 0xc020_aa00;
 const UNREGISTER: u64 = 0x8010_aa01;
+const WAKE: u64 = 0x8010_aa02;
 const COPY: u64 = 0xc028_aa03;
 const ZEROPAGE: u64 = 0xc020_aa04;
 const MOVE: u64 = 0xc028_aa05;
 const WRITEPROTECT: u64 = 0xc018_aa06;
 const POISON: u64 = 0xc020_aa08;
+const RWPROTECT: u64 = 0xc018_aa09;
+const SET_MODE: u64 = 0x4010_aa0a;
+
+const PAGEMAP_SCAN: u64 = 0xc060_6610;
+/// Of PAGEMAP_SCAN: not protected, in memory that is registered with RWP.
+const PAGE_IS_ACCESSED: u64 = 1 << 9;
+/// Of a pagemap entry: protected by a userfaultfd, in either way.
+const MARK: u64 = 1 << 57;
 
 /// A userfaultfd.
 struct Uffd(File);
 
+/// What a userfaultfd tells.
+#[derive(Clone, Copy, Debug)]
+struct Event {
+    kind: u8,
+    /// Flags of a fault, or the descriptor for the child of a fork.
+    what: u64,
+    /// Of a fault.
+    addr: u64,
+}
+
 impl Uffd {
     fn new(features: u64) -> TestResult<Self> {
+        Ok(Self::open(0, features)?.0)
+    }
+
+    /// And the features that this kernel has.
+    fn open(flags: i32, features: u64) -> TestResult<(Self, u64)> {
         // SAFETY: plain numbers.
-        let fd = cvt(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) })
+        let fd = cvt(unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | flags) })
             .map_err(|e| Verdict::Skip(format!("no userfaultfd here: {e}")))?;
         // SAFETY: a fresh descriptor.
         let uffd = Self(unsafe { File::from_raw_fd(fd as i32) });
-        uffd.ioctl(API, &mut [0xaa, features, 0]).at("UFFDIO_API")?;
-        Ok(uffd)
+        let mut api = [0xaa, features, 0];
+        uffd.ioctl(API, &mut api).at("UFFDIO_API")?;
+        Ok((uffd, api[1]))
+    }
+
+    /// One that can protect from loads, too. Its events are read with [`Uffd::next`].
+    fn with_rwp(more: u64) -> TestResult<Self> {
+        let (_, features) = Self::open(0, 0)?;
+        skip_unless!(
+            features & FEATURE_RWP != 0,
+            "no UFFD_FEATURE_RWP in this kernel (Linux 7.3)"
+        );
+        Ok(Self::open(libc::O_NONBLOCK, FEATURE_RWP | more)?.0)
     }
 
     fn ioctl(&self, number: u64, args: &mut [u64]) -> io::Result<()> {
@@ -170,15 +234,149 @@ impl Uffd {
         )
     }
 
+    /// Protects the range from loads and stores, or ends that and wakes who waits for it.
+    fn rw_protect(&self, span: Span, on: bool) -> TestResult {
+        self.ioctl(
+            RWPROTECT,
+            &mut [span.addr() as u64, span.len() as u64, u64::from(on)],
+        )
+        .at("UFFDIO_RWPROTECT")
+    }
+
+    /// Unregisters memory that is protected. Whoever waits for that to end would go on waiting: he is woken up.
+    fn rw_unregister(&self, span: Span) -> TestResult {
+        self.unregister(span)?;
+        self.ioctl(WAKE, &mut [span.addr() as u64, span.len() as u64])
+            .at("UFFDIO_WAKE")
+    }
+
+    /// From now on the kernel itself ends the protection of a page that is accessed, or reports the access and waits.
+    fn set_async(&self, on: bool) -> TestResult {
+        let mut args = [FEATURE_RWP_ASYNC, 0];
+        if !on {
+            args.reverse();
+        }
+        self.ioctl(SET_MODE, &mut args).at("UFFDIO_SET_MODE")
+    }
+
     /// The next event: its kind and its third word (the address of a fault).
     fn event(&self) -> io::Result<(u8, u64)> {
+        self.read().map(|e| (e.kind, e.addr))
+    }
+
+    fn read(&self) -> io::Result<Event> {
         let mut msg = [0; 32];
         (&self.0).read_exact(&mut msg)?;
-        Ok((
-            msg[0],
-            u64::from_ne_bytes(msg[16..24].try_into().expect("eight bytes")),
-        ))
+        let word = |at: usize| u64::from_ne_bytes(msg[at..at + 8].try_into().expect("eight bytes"));
+        Ok(Event {
+            kind: msg[0],
+            what: word(8),
+            addr: word(16),
+        })
     }
+
+    /// The next event, or none if it is `over` without one. Does not allocate.
+    fn next(&self, over: impl Fn() -> bool) -> TestResult<Option<Event>> {
+        loop {
+            // In this order: what was told before the end is found.
+            let over = over();
+            match self.read() {
+                Ok(event) => return Ok(Some(event)),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
+                Err(e) => return Err(e).at("event"),
+            }
+            if over {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// Demands that an access to `page` is announced, before whoever makes it is at its end.
+    fn expect_access(&self, page: Span, over: impl Fn() -> bool) -> TestResult {
+        let event = self.next(over)?;
+        let announced = event.is_some_and(|e| {
+            e.kind == EVENT_PAGEFAULT
+                && e.what & FAULT_RWP != 0
+                && e.addr as usize & !(PAGE - 1) == page.addr()
+        });
+        claim!(
+            announced,
+            "event {event:x?}, want an access to {:#x}",
+            page.addr()
+        );
+        let marks = marked(page)?;
+        claim!(marks == [true], "the page is not protected any more");
+        Ok(())
+    }
+}
+
+/// For each page whether it is protected, which nobody has to access it for.
+fn marked(span: Span) -> TestResult<Vec<bool>> {
+    let map = procfs::pagemap(0, span)?;
+    Ok(map.iter().map(|entry| entry & MARK != 0).collect())
+}
+
+/// Demands that all pages are protected, or none.
+fn expect_marked(span: Span, want: bool) -> TestResult {
+    let marks = marked(span)?;
+    let wrong = marks.iter().filter(|m| **m != want).count();
+    claim!(
+        wrong == 0,
+        "{wrong} of {} pages are {}protected",
+        marks.len(),
+        if want { "not " } else { "" }
+    );
+    Ok(())
+}
+
+/// Demands that this process has nothing of its parent's userfaultfd.
+fn expect_unregistered(span: Span) -> TestResult {
+    expect_marked(span, false)?;
+    let mut inside = false;
+    for line in std::fs::read_to_string("/proc/self/smaps")?.lines() {
+        if let Some((start, end)) = procfs::mapping(line) {
+            inside = start < span.end() && end > span.addr();
+        } else if let (true, Some(flags)) = (inside, line.strip_prefix("VmFlags:")) {
+            claim!(
+                !flags
+                    .split(' ')
+                    .any(|f| ["um", "uw", "ui", "ur"].contains(&f)),
+                "registered in the child: {flags}"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// For each page what PAGEMAP_SCAN says: is it accessed?
+fn scan_accessed(span: Span) -> TestResult<Vec<bool>> {
+    let mut accessed = vec![false; span.pages()];
+    // PAGEMAP_SCAN merges neighbours.
+    let mut regions = vec![[0u64; 3]; span.pages()];
+    let (start, end) = (span.addr() as u64, span.end() as u64);
+    let mut args: [u64; 12] = [0; 12];
+    args[0] = std::mem::size_of_val(&args) as u64;
+    args[2] = start;
+    args[3] = end;
+    args[5] = regions.as_mut_ptr() as u64;
+    args[6] = regions.len() as u64;
+    args[9] = PAGE_IS_ACCESSED;
+    args[11] = PAGE_IS_ACCESSED;
+    let pagemap = File::open("/proc/self/pagemap")?;
+    // SAFETY: the arguments and the room for regions live across the call.
+    let n = cvt(unsafe { libc::ioctl(pagemap.as_raw_fd(), PAGEMAP_SCAN, args.as_mut_ptr()) })
+        .at("PAGEMAP_SCAN")?;
+    claim!(args[4] == end, "the scan ended at {:#x}", args[4]);
+    for [from, to, categories] in &regions[..n as usize] {
+        claim!(
+            *categories == PAGE_IS_ACCESSED && start <= *from && from < to && *to <= end,
+            "PAGEMAP_SCAN gives {from:#x}-{to:#x}, {categories:#x}"
+        );
+        let pages = (from - start) as usize / PAGE..(to - start) as usize / PAGE;
+        accessed[pages].fill(true);
+    }
+    Ok(accessed)
 }
 
 /// Makes a missing page one that every access faults on, as if it were broken. It stays so without a userfaultfd.
@@ -861,5 +1059,409 @@ fn move_racing(ctx: &Ctx) -> TestResult<String> {
     );
     Ok(format!(
         "{parked} forks parked, {stock} stock, {moves} moves"
+    ))
+}
+
+/// Loads and stores of protected pages are announced before they happen, the child's are not.
+fn rw_protect(ctx: &Ctx) -> TestResult<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 16)?;
+    let span = arena.span();
+    let uffd = Uffd::with_rwp(0)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        expect_unregistered(span)?;
+        arena.verify()
+    })?;
+    session.expect_running()?;
+    uffd.register(span, RWP)?;
+    uffd.rw_protect(span, true)?;
+    expect_marked(span, true)?;
+    session.expect_child_held()?;
+    drop(hold);
+
+    let pages: Vec<usize> = rng.shuffled(arena.pages()).into_iter().take(400).collect();
+    let value = rng.next();
+    std::thread::scope(|scope| -> TestResult {
+        // Every other access is a load.
+        let user = scope.spawn(|| -> Vec<u64> {
+            let access = |(n, &page): (usize, &usize)| match n % 2 {
+                0 => span.page(page).load(0),
+                _ => {
+                    span.page(page).store(64, value);
+                    0
+                }
+            };
+            pages.iter().enumerate().map(access).collect()
+        });
+        let watched = pages.iter().try_for_each(|&page| {
+            uffd.expect_access(span.page(page), || user.is_finished())?;
+            uffd.rw_protect(span.page(page), false)?;
+            expect_marked(span.page(page), false)
+        });
+        // Whatever came of it: nobody waits any more.
+        uffd.rw_unregister(span)?;
+        let loads = user
+            .join()
+            .map_err(|_| Verdict::Failed("the user panicked".into()))?;
+        watched?;
+        for (page, got) in pages.iter().zip(loads).step_by(2) {
+            let want = arena.key(*page, 0);
+            claim!(got == want, "page {page}: {got:#x}, want {want:#x}");
+        }
+        Ok(())
+    })?;
+    for page in pages.into_iter().skip(1).step_by(2) {
+        arena.expect_word(page, 64, value);
+    }
+    let ended = session.finish()?;
+    expect_marked(span, false)?;
+    arena.verify().map_err(|v| v.at("parent"))?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Uffd, arena.chunks())?;
+    Ok(ended.detail())
+}
+
+fn rwp_registered_before(ctx: &Ctx) -> TestResult<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 8)?;
+    let mut beside = Arena::new(&mut rng, 4)?;
+    let span = arena.span();
+    let uffd = Uffd::with_rwp(0)?;
+    uffd.register(span, RWP)?;
+    uffd.rw_protect(span, true)?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| {
+        expect_unregistered(span)?;
+        arena.verify()?;
+        beside.verify()
+    })?;
+    expect_marked(span, true)?;
+    // One half is written to while the child has seen nothing of it; the other stays as it is.
+    let (half, other) = (0..arena.pages() / 2, arena.pages() / 2);
+    uffd.rw_protect(arena.part(half.clone()), false)?;
+    arena.write_range(half, 1);
+    beside.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    let page = span.page(other + rng.below(other));
+    expect_marked(span.part(span.len() / 2, span.len() / 2), true)?;
+    std::thread::scope(|scope| -> TestResult {
+        let reader = scope.spawn(|| page.load(0));
+        let watched = uffd.expect_access(page, || reader.is_finished());
+        uffd.rw_unregister(span)?;
+        crew::verdict(reader.join().map(|_| watched))
+    })?;
+    arena.verify().at("parent")?;
+    beside.verify().at("parent")?;
+    ended.stock(Reason::Uffd)?;
+    let ended = ctx.fork().start(|| arena.verify())?.finish()?;
+    ended.whole(arena.chunks() + beside.chunks())?;
+    Ok(ended.detail())
+}
+
+/// With fork events, the child's memory stays registered, and protected as the parent's was.
+fn rwp_fork_event(ctx: &Ctx) -> TestResult<String> {
+    let mut rng = ctx.rng();
+    let arena = Arena::new(&mut rng, 4)?;
+    let beside = Arena::new(&mut rng, 4)?;
+    let span = arena.span();
+    let uffd = Uffd::with_rwp(FEATURE_FORK)?;
+    uffd.register(span, RWP)?;
+    uffd.rw_protect(span, true)?;
+    let (reading, over) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (seen, ended) = std::thread::scope(|scope| -> TestResult<_> {
+        // As long as it runs, neither fork nor child waits for ever.
+        let manager = scope.spawn(|| -> TestResult<Vec<u32>> {
+            reading.store(true, Ordering::SeqCst);
+            let over = || over.load(Ordering::SeqCst);
+            let event = uffd.next(over)?;
+            let Some(Event {
+                kind: EVENT_FORK,
+                what,
+                ..
+            }) = event
+            else {
+                return Err(Verdict::Failed(format!("event {event:x?}, want a fork")));
+            };
+            // SAFETY: a fresh descriptor.
+            let childs = Uffd(unsafe { File::from_raw_fd(what as u32 as i32) });
+            let mut seen = vec![0; span.pages()];
+            while let Some(event) = childs.next(over)? {
+                let at = event.addr as usize & !(PAGE - 1);
+                claim!(
+                    event.kind == EVENT_PAGEFAULT
+                        && event.what & FAULT_RWP != 0
+                        && (span.addr()..span.end()).contains(&at),
+                    "event {event:x?}, want an access of the child"
+                );
+                let page = (at - span.addr()) / PAGE;
+                seen[page] += 1;
+                childs.rw_protect(span.page(page), false)?;
+            }
+            Ok(seen)
+        });
+        // fork() holds the allocator's lock: the manager must not need it any more.
+        while !reading.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        let forked = ctx.fork().start(|| {
+            expect_marked(span, true)?;
+            arena.verify()?;
+            expect_marked(span, false)?;
+            beside.verify()
+        });
+        let ended = forked.and_then(|session| session.finish());
+        over.store(true, Ordering::SeqCst);
+        let seen = manager
+            .join()
+            .map_err(|_| Verdict::Failed("the manager panicked".into()))?;
+        Ok((seen?, ended?))
+    })?;
+    let unseen = seen.iter().filter(|n| **n == 0).count();
+    claim!(
+        unseen == 0,
+        "{unseen} pages of the child were not protected"
+    );
+    expect_marked(span, true).at("parent")?;
+    uffd.rw_unregister(span)?;
+    arena.verify().at("parent")?;
+    ended.stock(Reason::Uffd)?;
+    Ok(ended.detail())
+}
+
+/// The switch is the first ioctl that a parked process sees.
+fn rwp_mode_switch(ctx: &Ctx) -> TestResult<String> {
+    let mut rng = ctx.rng();
+    let uffd = Uffd::with_rwp(0)?;
+    let mut details = Vec::new();
+    for on in [true, false] {
+        let mut arena = Arena::new(&mut rng, 8)?;
+        let span = arena.span();
+        let hold = Hold::new()?;
+        let session = ctx.fork().start(|| {
+            expect_unregistered(span)?;
+            arena.verify()
+        })?;
+        session.expect_running()?;
+        uffd.set_async(on)?;
+        if let Some(report) = session.report()? {
+            let pulled = report.pulls_by(Hook::Uffd);
+            claim!(
+                pulled >= arena.chunks(),
+                "the switch has pulled {pulled} chunks, want all"
+            );
+        }
+        uffd.register(span, RWP)?;
+        uffd.rw_protect(span, true)?;
+        session.expect_child_held()?;
+        drop(hold);
+        let touched = rng.range(arena.pages(), 700);
+        if on {
+            arena.write_range(touched.clone(), 1);
+        } else {
+            // An access waits, and goes on by itself after a switch.
+            let first = span.page(touched.start);
+            std::thread::scope(|scope| -> TestResult {
+                let writer = scope.spawn(|| arena.write_range(touched.clone(), 1));
+                let watched = uffd.expect_access(first, || writer.is_finished());
+                uffd.set_async(true)?;
+                crew::verdict(writer.join().map(|()| watched))
+            })?;
+        }
+        let event = uffd.next(|| true)?;
+        claim!(event.is_none(), "event {event:x?} in the other mode");
+        let want: Vec<bool> = (0..arena.pages()).map(|p| touched.contains(&p)).collect();
+        let accessed = scan_accessed(span)?;
+        claim!(
+            accessed == want,
+            "{} pages are accessed, want {}, from {}",
+            accessed.iter().filter(|a| **a).count(),
+            touched.len(),
+            touched.start
+        );
+        let wrong = marked(span)?
+            .iter()
+            .zip(&want)
+            .filter(|(m, w)| m == w)
+            .count();
+        claim!(
+            wrong == 0,
+            "{wrong} pages are protected and accessed, or neither"
+        );
+        arena.verify().at("parent")?;
+        uffd.rw_unregister(span)?;
+        let ended = session.finish()?;
+        arena.verify().at("parent, unregistered")?;
+        ended
+            .whole(arena.chunks())?
+            .pulled(Hook::Uffd, arena.chunks())?;
+        details.push(ended.detail());
+    }
+    Ok(details.join("; "))
+}
+
+/// A thread keeps registering, protecting and unregistering the very memory that forks park and the main thread writes to.
+fn rwp_racing(ctx: &Ctx) -> TestResult<String> {
+    let mut rng = ctx.rng();
+    let mut arena = Arena::new(&mut rng, 8)?;
+    let uffd = Uffd::with_rwp(0)?;
+    let part = arena.part(300..1500);
+    let stop = AtomicBool::new(false);
+    let (seen, rounds) = std::thread::scope(|scope| -> TestResult<_> {
+        let mut pauses = Rng::new(rng.next(), "worker");
+        // It has the descriptor: with its end, nobody waits any more.
+        let worker = scope.spawn({
+            let stop = &stop;
+            move || -> TestResult<u32> {
+                let mut rounds = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    let on = rounds % 2 == 1;
+                    uffd.set_async(on)?;
+                    uffd.register(part, RWP)?;
+                    uffd.rw_protect(part, true)?;
+                    if !on {
+                        // Nobody but this thread ends it.
+                        expect_marked(part, true)?;
+                        let some = 0..pauses.below(part.pages()) + 1;
+                        uffd.rw_protect(part.page_range(some), false)?;
+                    }
+                    uffd.rw_unregister(part)?;
+                    expect_marked(part, false)?;
+                    // Forks have to find nothing registered, too.
+                    std::thread::sleep(Duration::from_micros(pauses.below(40_000) as u64));
+                    rounds += 1;
+                }
+                Ok(rounds)
+            }
+        });
+        let may_refuse = !ctx.control;
+        let few = |b: &Beside| {
+            b.parked == 0 || b.met == 0 && !ctx.control || b.refused == 0 && may_refuse
+        };
+        let forks = forks_beside(ctx, &mut arena, &mut rng, few);
+        stop.store(true, Ordering::Relaxed);
+        let rounds = crew::verdict(worker.join())?;
+        Ok((forks?, rounds))
+    })?;
+    require!(
+        ctx.control || seen.parked > 0 && seen.met > 0 && seen.refused > 0,
+        "{} forks parked, {} stock, {} chunks pulled by ioctls: not all that may happen",
+        seen.parked,
+        seen.refused,
+        seen.met
+    );
+    Ok(format!(
+        "{} forks parked, {} stock, {} chunks pulled by ioctls in {rounds} rounds",
+        seen.parked, seen.refused, seen.met
+    ))
+}
+
+/// The ioctls have begun before the fork, without the module's knowing (fault injection): what is parked is registered. Then
+/// whoever works on it pulls.
+fn rwp_unseen(ctx: &Ctx) -> TestResult<String> {
+    let mut arena = Arena::new(&mut ctx.rng(), 16)?;
+    let span = arena.span();
+    let uffd = Uffd::with_rwp(FEATURE_RWP_ASYNC)?;
+    let ended = while_held(ctx, &mut arena, |arena| {
+        unseen(ctx, || uffd.register(span, RWP))?;
+        let protected = arena.part(arena.chunk(2).start..arena.chunk(3).end);
+        unseen(ctx, || uffd.rw_protect(protected, true))?;
+        let scanned = arena.part(arena.chunk(4).start..arena.chunk(5).end);
+        let missing = scan_accessed(scanned)?.iter().filter(|a| !**a).count();
+        claim!(
+            missing == 0,
+            "{missing} parked pages are not accessed, but not protected either"
+        );
+        arena.write_range(arena.chunk(7), 1);
+        expect_marked(protected, true)?;
+        // The kernel ends the protection of these.
+        let some = arena.chunk(3).start..arena.chunk(3).start + 50;
+        arena.write_range(some.clone(), 1);
+        expect_marked(arena.part(some), false)?;
+        expect_marked(arena.part(arena.chunk(2)), true)
+    })?;
+    uffd.unregister(span)?;
+    arena.verify().at("parent, unregistered")?;
+    ended
+        .whole(arena.chunks())?
+        .pulled(Hook::Protect, 2)?
+        .pulled(Hook::Walk, 2)?
+        .pulled(Hook::Fault, 1)?;
+    Ok(ended.detail())
+}
+
+/// Memory that is registered no more, some of its pages in swap, but still marked as write-protected.
+fn with_stale_marks(rng: &mut Rng) -> TestResult<Arena> {
+    let arena = Arena::new(rng, 4)?;
+    let span = arena.span();
+    let uffd = Uffd::new(0)?;
+    uffd.register(span, WP)?;
+    uffd.protect(span, true).at("UFFDIO_WRITEPROTECT")?;
+    // Before Linux 7.3 another mode takes the protection away and leaves the marks.
+    let mut args = [span.addr() as u64, span.len() as u64, MISSING, 0];
+    if uffd.ioctl(REGISTER, &mut args).is_ok() {
+        uffd.unregister(span)?;
+        page_out(&arena, 100..500)?;
+        return Ok(arena);
+    }
+    // Pages in swap keep them when they are moved, and when they come back.
+    page_out(&arena, 0..arena.pages())?;
+    let mut target = Arena::planned(rng, Shape::Whole(4))?;
+    target.map()?;
+    let there = target.span();
+    uffd.register(there, MISSING)?;
+    let mut page = 0;
+    let moved = sys::poll_until(|| -> TestResult<Option<()>> {
+        let rest = page..arena.pages();
+        let (moved, result) = uffd.move_pages(arena.part(rest.clone()), there.page_range(rest), 0);
+        page += moved / PAGE;
+        match result {
+            Err(e) if e.raw_os_error() != Some(libc::EAGAIN) => Err(e).at("UFFDIO_MOVE"),
+            _ => Ok((page == arena.pages()).then_some(())),
+        }
+    })?;
+    require!(moved.is_some(), "only {page} pages could be moved");
+    uffd.unregister(span)?;
+    uffd.unregister(there)?;
+    let arena = arena.moved(0..arena.pages(), there);
+    for page in 500..arena.pages() {
+        there.page(page).load(0);
+    }
+    Ok(arena)
+}
+
+fn stale_marks(ctx: &Ctx) -> TestResult<String> {
+    let _swap = Swap::new()?;
+    let mut arena = with_stale_marks(&mut ctx.rng())?;
+    let span = arena.span();
+    let stale = |bit: u64| -> TestResult<usize> {
+        let map = procfs::pagemap(0, span)?;
+        Ok(map
+            .iter()
+            .filter(|e| *e & MARK != 0 && *e & bit != 0)
+            .count())
+    };
+    let (present, swapped) = (stale(procfs::PRESENT)?, stale(procfs::SWAPPED)?);
+    require!(
+        present > 0 && swapped > 0,
+        "{present} marked pages in memory and {swapped} in swap"
+    );
+    let session = ctx.fork().start(|| {
+        expect_unregistered(span)?;
+        arena.verify()
+    })?;
+    arena.write_range(0..arena.pages() / 2, 1);
+    let ended = session.finish()?;
+    arena.verify().at("parent")?;
+    ended
+        .whole(arena.chunks())?
+        .holds("chunks with swap entries were copied as mixed ones", |r| {
+            r.chunks.mixed > 0
+        })?;
+    Ok(format!(
+        "{present} marked pages in memory, {swapped} in swap; {}",
+        ended.detail()
     ))
 }
