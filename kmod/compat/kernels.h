@@ -7,7 +7,8 @@
  *
  * AF_KERNEL(name, build, major, minor, flavour, suite, root, releases...)
  *
- * name: what --kernel takes; a series, or one and a word: "6.1-cloud"
+ * name: what --kernel takes; a series, or one and a word: "6.1-cloud". The tests
+ *	in full are run on those without a word, a quick choice of them on others.
  * build: STOCK, as Debian has it. Or built by scripts/debug-kernel, of the stock
  *	kernel of that series and root: DEBUG (KASAN, lockdep and more), KCSAN.
  * major, minor: the series, which has been audited and which compat.h knows
@@ -21,10 +22,35 @@
  */
 AF_KERNEL("6.1", STOCK, 6, 1, "amd64", "bookworm", "debian12",
 	  "6.1.0-[0-9][0-9]-amd64")
+AF_KERNEL("6.1-cloud", STOCK, 6, 1, "cloud-amd64", "bookworm", "debian12",
+	  "6.1.0-[0-9][0-9]-cloud-amd64")
+AF_KERNEL("6.12-deb12", STOCK, 6, 12, "amd64", "bookworm", "debian12",
+	  "6.12.[0-9]*[0-9]+deb12-amd64",
+	  "6.12.[0-9]*[0-9]+deb12[.+][0-9]-amd64")
+AF_KERNEL("6.12-deb12-cloud", STOCK, 6, 12, "cloud-amd64", "bookworm", "debian12",
+	  "6.12.[0-9]*[0-9]+deb12-cloud-amd64",
+	  "6.12.[0-9]*[0-9]+deb12[.+][0-9]-cloud-amd64")
 AF_KERNEL("6.12", STOCK, 6, 12, "amd64", "trixie", "debian13",
 	  "6.12.[0-9]*[0-9]+deb13-amd64",
-	  "6.12.[0-9]*[0-9]+deb13.[0-9]-amd64")
+	  "6.12.[0-9]*[0-9]+deb13[.+][0-9]-amd64")
+AF_KERNEL("6.12-cloud", STOCK, 6, 12, "cloud-amd64", "trixie", "debian13",
+	  "6.12.[0-9]*[0-9]+deb13-cloud-amd64",
+	  "6.12.[0-9]*[0-9]+deb13[.+][0-9]-cloud-amd64")
 AF_KERNEL("7.2", STOCK, 7, 2, "amd64", "trixie-backports", "debian13",
-	  "7.2.[0-9]*[0-9]+deb1[34]-amd64")
+	  "7.2.[0-9]*[0-9]+deb1[34]-amd64",
+	  "7.2.[0-9]*[0-9]+deb1[34]+[0-9]-amd64")
+AF_KERNEL("7.2-cloud", STOCK, 7, 2, "cloud-amd64", "trixie-backports", "debian13",
+	  "7.2.[0-9]*[0-9]+deb1[34]-cloud-amd64",
+	  "7.2.[0-9]*[0-9]+deb1[34]+[0-9]-cloud-amd64")
+AF_KERNEL("7.3", STOCK, 7, 3, "amd64", "trixie-backports", "debian13",
+	  "7.3.[0-9]+deb1[34]-amd64",
+	  "7.3.[0-9]+deb1[34]+[0-9]-amd64",
+	  "7.3.[0-9]*[0-9]+deb1[34]-amd64",
+	  "7.3.[0-9]*[0-9]+deb1[34]+[0-9]-amd64")
+AF_KERNEL("7.3-cloud", STOCK, 7, 3, "cloud-amd64", "trixie-backports", "debian13",
+	  "7.3.[0-9]+deb1[34]-cloud-amd64",
+	  "7.3.[0-9]+deb1[34]+[0-9]-cloud-amd64",
+	  "7.3.[0-9]*[0-9]+deb1[34]-cloud-amd64",
+	  "7.3.[0-9]*[0-9]+deb1[34]+[0-9]-cloud-amd64")
 AF_KERNEL("debug", DEBUG, 6, 12, "asyncfork-debug", "trixie", "debian13")
 AF_KERNEL("kcsan", KCSAN, 6, 12, "asyncfork-kcsan", "trixie", "debian13")

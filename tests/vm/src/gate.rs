@@ -3,6 +3,7 @@
 
 mod judge;
 mod side_by_side;
+mod skips;
 mod stage;
 mod suite;
 
@@ -20,20 +21,24 @@ use crate::verdict::Summary;
 use crate::vm::{host_has_la57, La57};
 
 use side_by_side::{side_by_side, usual_jobs};
-use suite::{kinds, levels, module_for, plan, Kind, Row, Suite, GUEST};
+use suite::{kinds, levels, plan, Kind, Row, Suite, GUEST};
 
 /// Run all checks and tests: on the host, then in VMs
 #[derive(Debug, Clone, clap::Args)]
 #[command(override_usage = "scripts/test [OPTIONS] [FILTER]...")]
 #[command(after_help = "\
 Without FILTER: format, clippy, unit and host tests, then for each kernel the
-module's build, sparse, checkpatch and a scan for indirect calls, and three VM
-suites: \"full\" is all tests, once with 4-level page tables, memory poisoning and
-two memory nodes, once with 5-level page tables and memory that can be taken
-offline; \"faults\" is those that need a module built with fault injection, with
-that module and call depth tracking; \"full\" skips them.
+module's build and VM suites. One kernel of each series is tested in full: sparse,
+checkpatch and a scan for indirect calls; \"full\", all tests, with 4-level page
+tables, memory poisoning and two memory nodes; \"faults\", those that need a module
+built with fault injection, with that module and call depth tracking. The flavours of
+a series go through \"quick\", a choice of the tests, with 5-level page tables and
+memory that can be taken offline. With --full, all kernels are tested in full, those
+of the first kind with 5-level page tables as well.
 With FILTER: builds, and the named VM tests alone, with 4-level page tables; with
 the module for \"faults\" if all of them need it.
+
+A test may be skipped only where tests/vm/src/gate/skips.rs expects it.
 
 Exit status: 0 if nothing failed, 1 if something did, 125 if the gate could not
 run, 130 if interrupted. The last line is \"N passed, N failed, N skipped\".")]
@@ -41,16 +46,20 @@ pub struct GateOptions {
     /// VM tests to run: parts of their names
     #[arg(value_name = "FILTER")]
     pub filters: Vec<String>,
-    /// Kernel to test (may be repeated) [default: all that users have]
+    /// Kernel to test (may be repeated) [default: all that users have; with FILTER, one of
+    /// each series]
     #[arg(long = "kernel", value_name = "KERNEL")]
     pub kernels: Vec<&'static Kernel>,
-    /// Only the quick VM tests, only with one kind of page tables
+    /// Only the quick VM tests, with 4-level page tables
     #[arg(long, conflicts_with = "filters")]
     pub quick: bool,
+    /// Every kernel in full: an hour and a half
+    #[arg(long, conflicts_with_all = ["filters", "quick"])]
+    pub full: bool,
     /// Seed of the random tests [default: a new one, printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
-    /// One suite, with 5-level page tables on or off [default: "full" with both, and "faults"]
+    /// One suite, with 5-level page tables on or off
     #[arg(long)]
     pub la57: Option<La57>,
     /// What the VMs run on
@@ -70,7 +79,7 @@ pub struct GateOptions {
 pub fn run(options: &GateOptions) -> Result<Summary> {
     let begin = Instant::now();
     let seed = options.seed.unwrap_or_else(new_seed);
-    let checkouts = open_checkouts(&options.kernels)?;
+    let checkouts = open_checkouts(options)?;
     let [Checkout { root, .. }, ..] = checkouts.as_slice() else {
         bail!("no kernel to test");
     };
@@ -91,17 +100,24 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
         "cargo build --release --workspace --exclude asyncfork-vm --exclude asyncfork-so",
     )? & gate.stage("library", "scripts/library")?
         & gate.stage("libcs", "scripts/libcs")?;
+    let faults = match built {
+        true => fault_tests(root)?,
+        false => Vec::new(),
+    };
     let mut suites = Vec::new();
     for checkout in &checkouts {
         let kernel = checkout.kernel;
         let kmod = |options| format!("scripts/kmod --kernel {kernel}{options}");
-        let both = gate.stage(&format!("{kernel} kmod"), &kmod(""))?
-            & gate.stage(&format!("{kernel} kmod-faults"), &kmod(" --faults"))?;
-        if options.filters.is_empty() {
+        let mut good = gate.stage(&format!("{kernel} kmod"), &kmod(""))?;
+        let kinds = kinds(kernel, options, five_levels(checkout, options)?);
+        if kinds.iter().any(|(kind, _)| kind.may_inject()) {
+            good &= gate.stage(&format!("{kernel} kmod-faults"), &kmod(" --faults"))?;
+        }
+        if options.filters.is_empty() && (kernel.is_whole() || options.full) {
             gate.stage(&format!("{kernel} kmod-check"), &kmod(" --check"))?;
         }
-        if built && both {
-            suites.extend(gate.suites(checkout, options, seed)?);
+        if built && good {
+            suites.extend(gate.suites(checkout, &kinds, &faults, options, seed)?);
         } else {
             gate.summary.fail(
                 format!("{kernel} VM suites"),
@@ -118,13 +134,10 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
     Ok(gate.summary)
 }
 
-/// The kernels asked for, or all that users have. Their guest roots, and that of the
+/// The kernels asked for, or those that users have. Their guest roots, and that of the
 /// older C libraries, are made side by side where they are missing.
-fn open_checkouts(kernels: &[&'static Kernel]) -> Result<Vec<Checkout>> {
-    let wanted: Vec<&Kernel> = match kernels {
-        [] => kernels::accepted().collect(),
-        some => kernels::all().iter().filter(|k| some.contains(k)).collect(),
-    };
+fn open_checkouts(options: &GateOptions) -> Result<Vec<Checkout>> {
+    let wanted = wanted(options);
     thread::scope(|scope| {
         let debian11 = scope.spawn(make_debian11);
         let threads: Vec<_> = wanted
@@ -137,6 +150,27 @@ fn open_checkouts(kernels: &[&'static Kernel]) -> Result<Vec<Checkout>> {
             .map(|t| t.join().expect("opening a checkout does not panic"))
             .collect()
     })
+}
+
+fn wanted(options: &GateOptions) -> Vec<&'static Kernel> {
+    match &*options.kernels {
+        [] if options.filters.is_empty() => kernels::accepted().collect(),
+        [] => kernels::whole().collect(),
+        some => kernels::all().iter().filter(|k| some.contains(k)).collect(),
+    }
+}
+
+/// Whether the guests may have 5-level page tables: those that are emulated always.
+fn five_levels(checkout: &Checkout, options: &GateOptions) -> Result<bool> {
+    let how = accel::choose(checkout, options.accel)?;
+    Ok(how.accel == Accel::Tcg || host_has_la57()?)
+}
+
+/// The tests that need the module with fault injection. Errors: the test program does not
+/// run, or lacks a test that may be skipped.
+fn fault_tests(root: &Path) -> Result<Vec<String>> {
+    skips::check(&plan(root, &Kind::Full.selection(&[]))?)?;
+    plan(root, &Kind::Faults.selection(&[]))
 }
 
 struct Gate<'a> {
@@ -159,15 +193,16 @@ impl Gate<'_> {
     fn suites<'b>(
         &mut self,
         checkout: &'b Checkout,
+        kinds: &[(Kind, La57)],
+        faults: &'b [String],
         options: &GateOptions,
         seed: u64,
     ) -> Result<Vec<Suite<'b>>> {
         let how = accel::choose(checkout, options.accel)?;
-        let faults = plan(self.root, &Kind::Faults.selection(&[]))?;
         let mut suites = Vec::new();
-        for (kind, la57) in kinds(options) {
+        for &(kind, la57) in kinds {
             let name = format!("{} {} {}-level", checkout.kernel, kind.name(), levels(la57));
-            if la57 == La57::On && how.accel == Accel::Kvm && !host_has_la57()? {
+            if la57 == La57::On && !five_levels(checkout, options)? {
                 println!("skip {name}: KVM on a CPU without la57; --accel tcg has it");
                 self.summary.skipped += 1;
                 continue;
@@ -179,6 +214,7 @@ impl Gate<'_> {
                 "no VM test's name contains {}; {GUEST} test --list prints the names",
                 options.filters.join(" or ")
             );
+            let injects = kind.may_inject() && plan.iter().all(|name| faults.contains(name));
             suites.push(Suite {
                 name,
                 checkout,
@@ -188,9 +224,16 @@ impl Gate<'_> {
                     "scripts/test --kernel {} --la57 {la57} --seed {seed}",
                     checkout.kernel
                 ),
-                module: module_for(checkout, &plan, &faults),
+                // With the one for fault injection, tests that do not need it would not test
+                // what users have.
+                module: match injects {
+                    true => checkout.faults_module(),
+                    false => checkout.module(),
+                },
                 selection,
                 plan,
+                without: if injects { &[] } else { faults },
+                emulated: how.accel == Accel::Tcg,
             });
         }
         Ok(suites)
@@ -256,8 +299,18 @@ pub(crate) mod tests {
 
     #[test]
     fn kernels_are_named_one_by_one() {
-        let kernels = options(&["--kernel", "7.2", "--kernel=6.12"]).kernels;
-        let names: Vec<&str> = kernels.iter().map(|kernel| &*kernel.name).collect();
-        assert_eq!(names, ["7.2", "6.12"]);
+        let names = |words: &[&str]| -> Vec<&str> {
+            let kernels = wanted(&options(words)).into_iter();
+            kernels.map(|kernel| &*kernel.name).collect()
+        };
+        let asked = names(&["--kernel", "7.2", "--kernel=6.12-cloud"]);
+        assert_eq!(asked, ["6.12-cloud", "7.2"]);
+        let all: Vec<&str> = kernels::accepted().map(|kernel| &*kernel.name).collect();
+        assert_eq!(names(&[]), all);
+        assert_eq!(names(&["--full"]), all);
+        let some = names(&["munmap"]);
+        assert!(
+            some.contains(&"6.12") && !some.contains(&"6.12-cloud") && !some.contains(&"debug")
+        );
     }
 }

@@ -34,7 +34,7 @@ pub struct Kernel {
     pub build: Build,
     /// Major and minor version, such as 6.12.
     pub series: String,
-    /// How its release ends, after a dash; and the packages' names, if it is Debian's.
+    /// How its release ends, after a dash.
     pub flavour: String,
     /// Code name of its Debian.
     pub debian: String,
@@ -61,6 +61,11 @@ pub fn accepted() -> impl Iterator<Item = &'static Kernel> {
     all().iter().filter(|kernel| !kernel.releases.is_empty())
 }
 
+/// Of those, one of each series: no flavours.
+pub fn whole() -> impl Iterator<Item = &'static Kernel> {
+    accepted().filter(|kernel| kernel.is_whole())
+}
+
 /// The kernel that `--kernel` calls so.
 pub fn find(name: &str) -> Option<&'static Kernel> {
     all().iter().find(|kernel| kernel.name == name)
@@ -81,6 +86,18 @@ impl Kernel {
         self.build == Build::Stock
     }
 
+    /// Major and minor version as numbers.
+    pub fn version(&self) -> (u8, u8) {
+        let number = |text: &str| text.parse().expect("parse() has read numbers");
+        let (major, minor) = self.series.split_once('.').expect("and joined them");
+        (number(major), number(minor))
+    }
+
+    /// Whether it is the kernel of its series that all tests are run on: no flavour of it.
+    pub fn is_whole(&self) -> bool {
+        self.is_stock() && self.name == self.series
+    }
+
     /// The stock kernel whose sources it is built from; itself if it is Debian's.
     pub fn stock(&self) -> &'static Kernel {
         all()
@@ -93,7 +110,7 @@ impl Kernel {
         match self.build {
             Build::Stock => other.name == self.name,
             Build::Debug | Build::Kcsan => {
-                other.is_stock() && other.series == self.series && other.root == self.root
+                other.is_whole() && other.series == self.series && other.root == self.root
             }
         }
     }
@@ -106,28 +123,37 @@ impl Kernel {
         }
     }
 
-    /// What it is, for people: `Debian 13, kernel from backports`.
+    /// What it is, for people: `Debian 13, kernel 7.2 from backports`.
     pub fn description(&self) -> String {
+        let built = |with| format!("{} with {with} (scripts/debug-kernel)", self.series);
         match self.build {
             Build::Stock => {
                 let number = self.root.trim_start_matches("debian");
-                let number = number.split('-').next().unwrap_or(number);
-                let word = match self.name.split_once('-') {
-                    Some((_, word)) => format!("{word} kernel"),
-                    None => "kernel".to_owned(),
-                };
-                match (self.backports, &*word) {
-                    (true, word) => format!("Debian {number}, {word} from backports"),
-                    (false, "kernel") => format!("Debian {number}"),
-                    (false, word) => format!("Debian {number}, {word}"),
+                let mut text = format!("Debian {number}");
+                let cloud = self.flavour.starts_with("cloud-");
+                if cloud || !self.is_its_debians() {
+                    text += if cloud { ", cloud kernel" } else { ", kernel" };
                 }
+                if !self.is_its_debians() {
+                    text += &format!(" {}", self.series);
+                }
+                if self.backports {
+                    text += " from backports";
+                }
+                text
             }
-            Build::Debug => format!(
-                "{} with KASAN, lockdep and more (scripts/debug-kernel)",
-                self.series
-            ),
-            Build::Kcsan => format!("{} with KCSAN (scripts/debug-kernel)", self.series),
+            Build::Debug => built("KASAN, lockdep and more"),
+            Build::Kcsan => built("KCSAN"),
         }
+    }
+
+    /// Whether it is of the series that its Debian was released with.
+    fn is_its_debians(&self) -> bool {
+        let own = |k: &&Kernel| k.is_whole() && !k.backports && k.root == self.root;
+        all()
+            .iter()
+            .find(own)
+            .is_some_and(|own| own.series == self.series)
     }
 
     /// Whether a kernel of this release, such as `6.1.0-56-amd64`, is a build of it.
@@ -217,7 +243,7 @@ mod tests {
             flavour: flavour.into(),
             debian: "trixie".into(),
             backports,
-            root: "debian13-more".into(),
+            root: "debian13".into(),
             releases: Vec::new(),
         }
     }
@@ -312,6 +338,13 @@ mod tests {
     }
 
     #[test]
+    fn versions_are_ordered_by_their_numbers() {
+        let version = |name| find(name).unwrap().version();
+        assert_eq!(version("6.12"), (6, 12));
+        assert!(version("6.1") < version("6.12") && version("6.12") < version("7.2"));
+    }
+
+    #[test]
     fn a_release_is_of_one_flavour() {
         let amd64 = kernel(Build::Stock, "6.12", "amd64", false);
         let cloud = kernel(Build::Stock, "6.12-cloud", "cloud-amd64", false);
@@ -338,13 +371,35 @@ mod tests {
 
     #[test]
     fn people_are_told_what_a_kernel_is() {
-        for (name, backports, want) in [
-            ("6.12", false, "Debian 13"),
-            ("6.12", true, "Debian 13, kernel from backports"),
-            ("6.12-cloud", false, "Debian 13, cloud kernel"),
-            ("6.12-cloud", true, "Debian 13, cloud kernel from backports"),
+        for (name, series, flavour, backports, want) in [
+            ("6.12", "6.12", "amd64", false, "Debian 13"),
+            (
+                "6.12-cloud",
+                "6.12",
+                "cloud-amd64",
+                false,
+                "Debian 13, cloud kernel",
+            ),
+            (
+                "7.9",
+                "7.9",
+                "amd64",
+                true,
+                "Debian 13, kernel 7.9 from backports",
+            ),
+            (
+                "7.9-cloud",
+                "7.9",
+                "cloud-amd64",
+                true,
+                "Debian 13, cloud kernel 7.9 from backports",
+            ),
+            ("6.1-deb13", "6.1", "amd64", false, "Debian 13, kernel 6.1"),
         ] {
-            let kernel = kernel(Build::Stock, name, "amd64", backports);
+            let kernel = Kernel {
+                series: series.into(),
+                ..kernel(Build::Stock, name, flavour, backports)
+            };
             assert_eq!(kernel.description(), want);
         }
     }
@@ -391,8 +446,15 @@ mod tests {
             "6.1.0-56-amd64",
             "6.12.117+deb13-amd64",
             "6.12.115+deb13.1-amd64",
+            "6.12.117+deb12-amd64",
+            "6.12.117+deb12-cloud-amd64",
+            "6.12.74+deb13+1-amd64",
+            "6.12.117+deb13-cloud-amd64",
+            "6.1.0-56-cloud-amd64",
             "7.2.12+deb13-amd64",
             "7.2.12+deb14-amd64",
+            "7.3.4+deb13-amd64",
+            "7.3.14+deb13+1-cloud-amd64",
         ];
         let bad = [
             "6.1.0-9-amd64",
@@ -401,16 +463,11 @@ mod tests {
             "6.11.10-amd64",
             "6.120.1+deb13-amd64",
             "6.8.0-48-generic",
+            "6.12.117+deb12-rt-amd64",
+            "7.3.4+deb12-amd64",
+            "7.4.10+deb13-amd64",
         ];
-        // Of Debian, too; whether they are accepted is for the list to say.
-        let others = [
-            "6.1.0-56-cloud-amd64",
-            "6.12.117+deb13-cloud-amd64",
-            "6.12.117+deb12-amd64",
-            "6.12.74+deb13+1-amd64",
-            "7.3.4+deb13-amd64",
-        ];
-        let known = [&good[..], &bad, &others].concat();
+        let known = [&good[..], &bad].concat();
         let mut names: BTreeSet<String> = known.iter().map(|&name| name.to_owned()).collect();
         for release in accepted().flat_map(|kernel| &kernel.releases) {
             for sample in glob::samples(release) {

@@ -261,7 +261,7 @@ mod tests {
         let usual = name(&recipe, "/repo");
         assert_eq!(usual, name(&recipe, "/repo"));
         let mut more = recipe.clone();
-        more.packages.push("gdb".into());
+        more.packages.push("gdb");
         for other in [name(&more, "/repo"), name(&recipe, "/elsewhere")] {
             assert_ne!(usual.file_name(), other.file_name());
         }

@@ -10,16 +10,19 @@ use std::time::{Duration, Instant};
 use anyhow::{ensure, Context, Result};
 
 use super::judge::judge;
+use super::skips::Guest;
 use super::{minutes, GateOptions};
 use crate::checkout::Checkout;
 use crate::dmesg;
+use crate::kernels::Kernel;
 use crate::verdict::{parse_results, Summary};
 use crate::vm::{La57, Streams, VmOptions};
 
 /// Extra words for the kernel with 4-level page tables, the usual kind: freed
 /// pages and objects are poisoned, so that a stray write to a page table given
-/// back too early is noticed; two memory nodes let pages migrate.
-const WORDS_4: &str = "page_poison=1 slub_debug=FZP numa=fake=2";
+/// back too early is noticed. Two memory nodes let pages migrate.
+const WORDS_4: &str = "page_poison=1 slub_debug=FZP";
+const NODES_4: u32 = 2;
 /// And with 5-level ones: memory that can be taken offline.
 const WORDS_5: &str = "movablecore=1G";
 /// And for the suite with fault injection, which is short: call depth tracking
@@ -29,7 +32,7 @@ const WORDS_FAULTS: &str = "page_poison=1 slub_debug=FZP retbleed=stuff,force sp
 const CPU_FAULTS: &str = "vendor=GenuineIntel";
 /// Instead of those, for the kernels of scripts/debug-kernel: KASAN sees more than
 /// poison does, and with poison, too, nothing would ever end.
-const WORDS_DEBUG: &str = "numa=fake=2 kmemleak=on";
+const WORDS_DEBUG: &str = "kmemleak=on";
 /// No VM suite takes longer than this on a stock kernel.
 const SUITE_SECONDS: u64 = 1500;
 
@@ -47,15 +50,6 @@ pub(super) fn plan(root: &Path, selection: &[String]) -> Result<Vec<String>> {
     ensure!(out.status.success(), "{GUEST} test --list: {}", out.status);
     let names = String::from_utf8(out.stdout)?;
     Ok(names.lines().map(str::to_owned).collect())
-}
-
-/// The module that the tests of a plan get. With the one for fault injection, tests
-/// that do not need it would not test what users have.
-pub(super) fn module_for(checkout: &Checkout, plan: &[String], faults: &[String]) -> String {
-    match plan.iter().all(|name| faults.contains(name)) {
-        true => checkout.faults_module(),
-        false => checkout.module(),
-    }
 }
 
 /// What a suite consists of; the longest first.
@@ -80,6 +74,11 @@ impl Kind {
         }
     }
 
+    /// Whether its tests may get the module with fault injection: if all of them need it.
+    pub(super) fn may_inject(self) -> bool {
+        matches!(self, Kind::Faults | Kind::Named)
+    }
+
     /// The test program's arguments that choose the tests.
     pub(super) fn selection(self, filters: &[String]) -> Vec<String> {
         let suite = match self {
@@ -93,21 +92,24 @@ impl Kind {
     }
 }
 
-/// The suites that each kernel goes through.
-pub(super) fn kinds(options: &GateOptions) -> Vec<(Kind, La57)> {
-    let one = match (options.filters.is_empty(), options.quick) {
-        (true, false) => Kind::Full,
-        (true, true) => Kind::Quick,
-        (false, _) => Kind::Named,
+/// The suites that a kernel goes through. `five`: page tables may have 5 levels here.
+pub(super) fn kinds(kernel: &Kernel, options: &GateOptions, five: bool) -> Vec<(Kind, La57)> {
+    use {Kind::*, La57::*};
+    let whole = kernel.is_whole() || !kernel.is_stock();
+    let one = match options.filters.is_empty() {
+        false => Named,
+        true if options.quick || !(whole || options.full) => Quick,
+        true => Full,
     };
     match options.la57 {
         Some(la57) => vec![(one, la57)],
-        None if one == Kind::Full => vec![
-            (Kind::Full, La57::Off),
-            (Kind::Full, La57::On),
-            (Kind::Faults, La57::Off),
-        ],
-        None => vec![(one, La57::Off)],
+        None if one == Full && options.full && whole => {
+            vec![(Full, Off), (Full, On), (Faults, Off)]
+        }
+        None if one == Full => vec![(Full, Off), (Faults, Off)],
+        // What the tests in full leave out, if there are any of this series.
+        None if one == Quick && !whole && !options.quick && five => vec![(Quick, On)],
+        None => vec![(one, Off)],
     }
 }
 
@@ -125,6 +127,9 @@ pub(super) struct Suite<'a> {
     pub(super) selection: Vec<String>,
     /// The tests that are to give a verdict.
     pub(super) plan: Vec<String>,
+    /// Tests that the module was not built for.
+    pub(super) without: &'a [String],
+    pub(super) emulated: bool,
 }
 
 impl Suite<'_> {
@@ -142,14 +147,8 @@ impl Suite<'_> {
         let vm = VmOptions {
             memory: options.memory.clone(),
             la57: Some(self.la57),
-            append: match (self.kind, self.la57) {
-                (_, La57::Off) if self.checkout.kernel.slowness() > 1 => {
-                    vec![WORDS_DEBUG.to_owned()]
-                }
-                (Kind::Faults, _) => vec![WORDS_FAULTS.to_owned()],
-                (_, La57::Off) => vec![WORDS_4.to_owned()],
-                (_, La57::On) => vec![WORDS_5.to_owned()],
-            },
+            append: vec![self.words().to_owned()],
+            nodes: self.nodes(),
             cpu: (self.kind == Kind::Faults).then(|| CPU_FAULTS.to_owned()),
             accel: options.accel,
             timeout: SUITE_SECONDS * u64::from(self.checkout.kernel.slowness()),
@@ -164,6 +163,15 @@ impl Suite<'_> {
 
         let text = fs::read_to_string(results.join("results.txt")).unwrap_or_default();
         let log = fs::read_to_string(report.kernel_log())?;
+        let mut results = parse_results(&text);
+        Guest {
+            kernel: self.checkout.kernel,
+            words: self.words(),
+            nodes: self.nodes(),
+            emulated: self.emulated,
+            without: self.without,
+        }
+        .judge_skips(&mut results);
         let mut summary = Summary::default();
         judge(
             &mut summary,
@@ -171,7 +179,7 @@ impl Suite<'_> {
             &self.rerun,
             &report,
             &self.plan,
-            &parse_results(&text),
+            &results,
             dmesg::last_test(&log),
         );
         let row = Row {
@@ -186,6 +194,24 @@ impl Suite<'_> {
             took,
         };
         Ok((row, summary))
+    }
+
+    /// Words for the kernel's command line.
+    fn words(&self) -> &'static str {
+        match (self.kind, self.la57) {
+            (_, La57::Off) if self.checkout.kernel.slowness() > 1 => WORDS_DEBUG,
+            (Kind::Faults, _) => WORDS_FAULTS,
+            (_, La57::Off) => WORDS_4,
+            (_, La57::On) => WORDS_5,
+        }
+    }
+
+    /// Memory nodes.
+    fn nodes(&self) -> u32 {
+        match (self.kind, self.la57) {
+            (Kind::Faults, _) | (_, La57::On) => 1,
+            (_, La57::Off) => NODES_4,
+        }
     }
 
     /// The guest's command line.
@@ -270,15 +296,30 @@ mod tests {
     #[test]
     fn a_kernel_goes_through_the_suites_that_the_options_say() {
         use {Kind::*, La57::*};
-        for (words, want) in [
-            (vec![], vec![(Full, Off), (Full, On), (Faults, Off)]),
-            (vec!["--quick"], vec![(Quick, Off)]),
-            (vec!["--la57", "on"], vec![(Full, On)]),
-            (vec!["munmap"], vec![(Named, Off)]),
-            (vec!["--la57", "on", "munmap"], vec![(Named, On)]),
+        for (kernel, words, want) in [
+            ("6.12", &[][..], &[(Full, Off), (Faults, Off)][..]),
+            (
+                "6.12",
+                &["--full"],
+                &[(Full, Off), (Full, On), (Faults, Off)],
+            ),
+            ("6.12", &["--quick"], &[(Quick, Off)]),
+            ("6.12", &["--la57", "on"], &[(Full, On)]),
+            ("6.12", &["munmap"], &[(Named, Off)]),
+            ("6.12", &["--la57", "on", "munmap"], &[(Named, On)]),
+            ("6.12-cloud", &[], &[(Quick, On)]),
+            ("6.12-cloud", &["--quick"], &[(Quick, Off)]),
+            ("6.12-cloud", &["--full"], &[(Full, Off), (Faults, Off)]),
+            ("6.12-cloud", &["--la57", "on"], &[(Quick, On)]),
+            ("6.12-cloud", &["munmap"], &[(Named, Off)]),
+            ("debug", &["--full", "--la57", "off"], &[(Full, Off)]),
         ] {
-            assert_eq!(kinds(&options(&words)), want, "{words:?}");
+            let kernel = kernels::find(kernel).unwrap();
+            let got = kinds(kernel, &options(words), true);
+            assert_eq!(got, want, "{kernel} {words:?}");
         }
+        let cloud = kernels::find("6.12-cloud").unwrap();
+        assert_eq!(kinds(cloud, &options(&[]), false), [(Quick, Off)]);
     }
 
     fn checkout() -> Checkout {
@@ -305,22 +346,6 @@ mod tests {
     }
 
     #[test]
-    fn only_tests_that_all_need_faults_get_the_module_for_them() {
-        let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
-        let faults = names(&["b_fails", "c_fails"]);
-        let checkout = checkout();
-        for (plan, injects) in [
-            (names(&["b_fails"]), true),
-            (names(&["c_fails", "b_fails"]), true),
-            (names(&["a", "b_fails"]), false),
-            (names(&["b"]), false),
-        ] {
-            let module = module_for(&checkout, &plan, &faults);
-            assert_eq!(module == checkout.faults_module(), injects, "{plan:?}");
-        }
-    }
-
-    #[test]
     fn the_guest_gets_what_it_needs() {
         let checkout = checkout();
         let suite = Suite {
@@ -332,6 +357,8 @@ mod tests {
             module: checkout.module(),
             selection: Kind::Named.selection(&["munmap".into()]),
             plan: vec!["munmap".into()],
+            without: &[],
+            emulated: true,
         };
         assert_eq!(
             suite.command(7, Path::new("/repo/target/vm/r")).join(" "),

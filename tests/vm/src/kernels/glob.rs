@@ -3,8 +3,8 @@
 
 use anyhow::{ensure, Context, Result};
 
-/// Whether the pattern stands for the text: `*` is anything, `[0-9]` and `[34]` are one
-/// of these digits, all else is itself.
+/// Whether the pattern stands for the text: `*` is anything, `[0-9]`, `[34]` and `[.+]` are
+/// one of these characters, all else is itself.
 pub(crate) fn matches(glob: &str, text: &str) -> bool {
     let (Some(first), next) = (glob.chars().next(), text.chars().next()) else {
         return text.is_empty();
@@ -62,9 +62,12 @@ pub(crate) fn check(glob: &str) -> Result<()> {
         let digit = |c: &char| c.is_ascii_digit();
         let good = match class.chars().collect::<Vec<_>>()[..] {
             [from, '-', to] => digit(&from) && digit(&to) && from < to,
-            ref chars => !chars.is_empty() && chars.iter().all(digit),
+            ref chars => !chars.is_empty() && chars.iter().all(|c| digit(c) || ".+".contains(*c)),
         };
-        ensure!(good, "[{class}]: digits only, such as [0-9] or [34]");
+        ensure!(
+            good,
+            "[{class}]: digits, dots and plus signs only, such as [0-9], [34] or [.+]"
+        );
         rest = after;
     }
     ensure!(!rest.contains(']'), "a ] without its [");

@@ -2,7 +2,8 @@
 # the root in the environment. The text of make_root is part of what the root's name
 # is made from: another text, another root.
 set -euo pipefail
-export -n dir name suite backports suites
+export -n dir name suite suites
+read -ra kernels <<<"$ROOT_KERNELS"
 read -ra packages <<<"$ROOT_PACKAGES"
 read -ra source_packages <<<"$ROOT_SOURCE_PACKAGES"
 
@@ -26,22 +27,23 @@ as_root() {
 }
 
 make_root() {
-	local new=$dir.new list option options=()
+	local new=$dir.new list option options=() kernel series flavour pocket
 	command -v mmdebstrap >/dev/null || die "mmdebstrap is missing: run scripts/setup"
 	list=$(sources)
 	# A proxy, if this machine needs one.
 	while read -r option; do
 		options+=("--aptopt=$option")
 	done < <(apt-config dump | sed -nE '/^Acquire::https?::Proxy/s/;$//p')
-	if [[ -n $backports ]]; then
-		# linux-base has to come from there, too.
+	# Of each kernel the newest; linux-base has to come from backports with those there.
+	for kernel in "${kernels[@]}"; do
+		IFS=/ read -r series flavour pocket <<<"$kernel"
 		options+=("--customize-hook=chroot \"\$1\" sh -euc '
-			image=\$(apt-cache search --names-only \"^linux-image-${backports//./[.]}[.][0-9]+[+]deb[0-9.]+-amd64\\\$\" |
-				cut -d\" \" -f1 | sort -V | tail -n1)
-			[ -n \"\$image\" ] || { echo \"E: $suite-backports has no kernel $backports\" >&2; exit 1; }
-			DEBIAN_FRONTEND=noninteractive apt-get install -y -t $suite-backports \
-				\"\$image\" \"linux-headers-\${image#linux-image-}\" ${suites:+linux-source-$backports}'")
-	fi
+			release=\$(apt-cache search --names-only \"^linux-image-${series//./[.]}[.][0-9][0-9.+-]*(deb[0-9.+]+-)?$flavour\\\$\" |
+				cut -d\" \" -f1 | sed s/linux-image-// | sort -V | tail -n1)
+			[ -n \"\$release\" ] || { echo \"E: $suite has no kernel $series $flavour\" >&2; exit 1; }
+			DEBIAN_FRONTEND=noninteractive apt-get install -y ${pocket:+-t $suite-$pocket} \
+				\"linux-image-\$release\" \"linux-headers-\$release\" ${suites:+linux-source-$series}'")
+	done
 	if [[ ${#source_packages[@]} != 0 ]]; then
 		# Archives; who needs them unpacks them. A mirror may lack the sources of what it
 		# serves: then those suites cannot run, and the rest can.

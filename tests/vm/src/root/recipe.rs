@@ -33,6 +33,7 @@ const NEWER_PACKAGES: &[&str] = &[
     "valkey-server",
     "valkey-tools",
     "qemu-system-x86",
+    "virtiofsd",
     "seabios",
     "ipxe-qemu",
 ];
@@ -89,9 +90,9 @@ pub(super) struct Recipe {
     pub(super) name: String,
     /// Code name of the Debian.
     debian: &'static str,
-    /// Series of the kernel that comes from its backports, or empty.
-    backports: &'static str,
-    pub(super) packages: Vec<String>,
+    /// Its kernels: of each the newest, with headers.
+    kernels: Vec<&'static Kernel>,
+    pub(super) packages: Vec<&'static str>,
     source_packages: Vec<&'static str>,
     /// With what the suites need.
     suites: bool,
@@ -102,36 +103,22 @@ pub(super) struct Recipe {
 impl Recipe {
     /// Of the root of a stock kernel, the larger one with `suites`.
     pub(super) fn of(kernel: &'static Kernel, suites: bool) -> Self {
-        // Those from backports are looked for by their series: make_root.sh's part.
-        let (backports, own): (Vec<_>, Vec<_>) = kernels::all()
-            .iter()
-            .filter(|other| other.is_stock() && other.root == kernel.root)
-            .partition(|other| other.backports);
-        let mut packages: Vec<String> = own
-            .iter()
-            .flat_map(|k| ["image", "headers"].map(|p| format!("linux-{p}-{}", k.flavour)))
-            .collect();
-        let mut add = |more: &[&str]| packages.extend(more.iter().map(|&p| p.to_owned()));
-        add(PACKAGES);
-        add(newer_packages(&kernel.debian));
+        let mut packages = [PACKAGES, newer_packages(&kernel.debian)].concat();
         let mut source_packages = Vec::new();
         if suites {
-            add(SUITES_PACKAGES);
-            for kernel in &own {
-                let source = format!("linux-source-{}", kernel.series);
-                if !packages.contains(&source) {
-                    packages.push(source);
-                }
-            }
+            packages.extend(SUITES_PACKAGES);
             source_packages.push("redis");
             source_packages.extend(has_valkey(kernel).then_some("valkey"));
         } else {
-            add(TEST_PACKAGES);
+            packages.extend(TEST_PACKAGES);
         }
         Recipe {
             name: format!("{}{}", kernel.root, if suites { "-suites" } else { "" }),
             debian: &kernel.debian,
-            backports: backports.first().map_or("", |k| &k.series),
+            kernels: kernels::all()
+                .iter()
+                .filter(|other| other.is_stock() && other.root == kernel.root)
+                .collect(),
             packages,
             source_packages,
             suites,
@@ -143,8 +130,8 @@ impl Recipe {
         Recipe {
             name: DEBIAN11.into(),
             debian: "bullseye",
-            backports: "",
-            packages: DEBIAN11_PACKAGES.iter().map(|&p| p.to_owned()).collect(),
+            kernels: Vec::new(),
+            packages: DEBIAN11_PACKAGES.to_vec(),
             source_packages: Vec::new(),
             suites: false,
             unsupported: true,
@@ -166,8 +153,8 @@ impl Recipe {
             .env("dir", dir)
             .env("name", &self.name)
             .env("suite", self.debian)
-            .env("backports", self.backports)
             .env("suites", if self.suites { "1" } else { "" })
+            .env("ROOT_KERNELS", self.kernel_words().join(" "))
             .env("ROOT_PACKAGES", self.packages.join(" "))
             .env("ROOT_SOURCE_PACKAGES", self.source_packages.join(" "))
             .env(
@@ -175,6 +162,16 @@ impl Recipe {
                 self.sources_list(&targets, &own_code_name()?)?,
             );
         tools::run_aside(&mut bash)
+    }
+
+    /// The kernels, for make_root.sh: series, flavour and the archive it comes from, if not
+    /// from the Debian itself.
+    fn kernel_words(&self) -> Vec<String> {
+        let word = |kernel: &&Kernel| {
+            let pocket = if kernel.backports { "backports" } else { "" };
+            format!("{}/{}/{pocket}", kernel.series, kernel.flavour)
+        };
+        self.kernels.iter().map(word).collect()
     }
 
     /// All that makes a difference to the root, and where it is mounted.
@@ -187,7 +184,7 @@ impl Recipe {
         format!(
             "{}; {}; {}; {}; mount point {}\n{}\n",
             self.debian,
-            self.backports,
+            self.kernel_words().join(" "),
             self.packages.join(" "),
             self.source_packages.join(" "),
             checkout.display(),
@@ -212,7 +209,7 @@ impl Recipe {
                 eprintln!("root: apt is configured with no {own}-security: going without");
             }
         }
-        if !self.backports.is_empty() {
+        if self.kernels.iter().any(|kernel| kernel.backports) {
             list += &format!("deb {archive} {debian}-backports main\n");
         }
         // For the tests in them: an update of the servers seldom changes those.
@@ -255,28 +252,33 @@ mod tests {
     }
 
     #[test]
-    fn a_root_has_all_its_kernels_and_the_larger_one_their_sources() {
+    fn a_root_has_all_its_kernels_and_the_larger_one_more_packages() {
         let recipe = Recipe::of(kernel("6.12"), false);
-        let also = |k: &&Kernel| k.root == recipe.name && k.backports;
-        let backports = kernels::all().iter().find(also).unwrap();
         assert_eq!(recipe.debian, "trixie");
-        assert_eq!(recipe.backports, backports.series);
-        let has = |recipe: &Recipe, package: &str| recipe.packages.iter().any(|p| p == package);
-        for package in [
-            "linux-image-amd64",
-            "linux-headers-amd64",
-            "valkey-server",
-            "systemd",
-        ] {
-            assert!(has(&recipe, package), "{package}");
+        let own = kernels::all()
+            .iter()
+            .filter(|k| k.is_stock() && k.root == recipe.name);
+        assert_eq!(recipe.kernels, own.clone().collect::<Vec<_>>());
+        for kernel in own {
+            assert_eq!(recipe, Recipe::of(kernel, false));
         }
-        assert_eq!(recipe, Recipe::of(backports, false));
-        let larger = Recipe::of(backports, true);
+        let words = recipe.kernel_words();
+        for word in [
+            "6.12/amd64/",
+            "7.2/amd64/backports",
+            "7.2/cloud-amd64/backports",
+        ] {
+            assert!(words.iter().any(|w| w == word), "{word}: {words:?}");
+        }
+        for package in ["valkey-server", "virtiofsd", "systemd"] {
+            assert!(recipe.packages.contains(&package), "{package}");
+        }
+        let larger = Recipe::of(kernel("7.2"), true);
         assert_eq!(larger.name, "debian13-suites");
-        assert!(has(&larger, "linux-source-6.12") && has(&larger, "stress-ng"));
+        assert!(larger.packages.contains(&"stress-ng"));
         assert_eq!(larger.source_packages, ["redis", "valkey"]);
         let older = Recipe::of(kernel("6.1"), true);
-        assert!(has(&older, "linux-source-6.1") && !has(&older, "valkey-server"));
+        assert!(!older.packages.contains(&"valkey-server"));
         assert_eq!(
             (&*older.name, older.debian),
             ("debian12-suites", "bookworm")
