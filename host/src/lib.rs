@@ -7,6 +7,7 @@ pub mod hold;
 pub mod kernel;
 pub mod machine;
 pub mod module;
+mod newer_libc;
 pub mod procfs;
 pub mod size;
 pub mod span;

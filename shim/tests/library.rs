@@ -69,19 +69,23 @@ fn what_keeps_a_program_from_starting_is_refused() {
     let returns = |what: &str| GOOD.replacen("return -1;", what, 1);
     for (code, flags, complaint) in [
         (
-            returns("return getpid();"),
+            returns("f getpid; return getpid();"),
             &[][..],
             "imports: GLOBAL getpid",
         ),
-        (returns("return memcpy();"), &[], "imports: GLOBAL memcpy"),
         (
-            returns("return asyncfork_can_panic();"),
+            returns("f memcpy; return memcpy();"),
+            &[],
+            "imports: GLOBAL memcpy",
+        ),
+        (
+            returns("f asyncfork_can_panic; return asyncfork_can_panic();"),
             &[],
             "imports: GLOBAL asyncfork_can_panic",
         ),
         (
-            GOOD.replace("extern f dlsym,", "extern f")
-                .replace("return dlsym &&", "return dlsym() &&"),
+            GOOD.replace("(weak)) extern f dlsym,", "(weak)) extern f")
+                .replace("return dlsym &&", "f dlsym; return dlsym() &&"),
             &[],
             "imports: GLOBAL dlsym",
         ),

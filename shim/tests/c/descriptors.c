@@ -15,7 +15,7 @@
 static void check_data(int first)
 {
 	for (int fd = first; fd <= LAST; fd++) {
-		char want[16], got[64] = "";
+		char want[32], got[64] = "";
 
 		snprintf(want, sizeof(want), "data %d", fd);
 		if (pread(fd, got, sizeof(got) - 1, 0) < 0 || strcmp(want, got))
