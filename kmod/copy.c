@@ -71,6 +71,7 @@ static int copy_present(struct copy *c, pte_t *src, pte_t *dst, pte_t pte,
 		pte = pte_wrprotect(pte);
 		set_pte(src, pte);
 	}
+	/* A mark of userfaultfd may outlive its registration. */
 	pte = pte_clear_uffd(pte_mkold(pte));
 	set_pte_at(c->dst_vma.vm_mm, addr, dst, pte);
 	return 0;

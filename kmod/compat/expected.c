@@ -34,9 +34,6 @@ const struct af_expected_call af_expected_calls[] = {
 #if AF_HAS_ZAP_VMA_RANGE
 	{ { "madvise_vma_behavior" },	"zap_vma_range_batched" },
 	{ { "zap_vma_range" },		"zap_vma_range_batched" },
-#elif AF_HAS_ZAP_BATCHED
-	{ { "madvise_vma_behavior" },	"zap_page_range_single_batched" },
-	{ { "zap_page_range_single" },	"zap_page_range_single_batched" },
 #else
 	{ { "do_madvise" },		"zap_page_range_single" },
 #endif
@@ -45,8 +42,6 @@ const struct af_expected_call af_expected_calls[] = {
 	{ { "walk_page_range_vma" },	"walk_page_range_vma_unsafe" },
 	{ { "madvise_guard_install" },	"walk_page_range_mm_unsafe" },
 	{ { "madvise_guard_install" },	"walk_page_range_vma_unsafe" },
-#elif AF_HAS_WALK_MM
-	{ { "walk_page_range" },	"walk_page_range_mm" },
 #endif
 	{ }
 };

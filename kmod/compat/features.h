@@ -47,9 +47,6 @@
 /* munmap() calls unmap_vmas() in vms_clear_ptes(). */
 #define AF_HAS_VMS_CLEAR_PTES	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 12, 0))
 
-/* walk_page_range() ends in walk_page_range_mm(), which others call as well. */
-#define AF_HAS_WALK_MM		(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 13, 0))
-
 /* __pagetable_ctor(), pagetable_dtor() */
 #define AF_HAS_PAGETABLE_CTOR	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 14, 0))
 
@@ -59,10 +56,10 @@
 /* get_dump_page() takes one argument more, locked: by 6.16 (6.14). */
 #define AF_HAS_DUMP_LOCKED	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0))
 
-/* MADV_DONTNEED zaps by zap_page_range_single_batched(): by 6.16 (6.14). */
-#define AF_HAS_ZAP_BATCHED	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 16, 0))
-
-/* That is called zap_vma_range_batched(). */
+/*
+ * MADV_DONTNEED zaps by zap_vma_range_batched(). By 6.16 (6.14) to 7.0, by
+ * zap_page_range_single_batched(), which no known series has.
+ */
 #define AF_HAS_ZAP_VMA_RANGE	(LINUX_VERSION_CODE >= KERNEL_VERSION(7, 1, 0))
 
 /* folio_try_dup_anon_rmap_pte() takes one argument more, dst_vma: by 6.17 (6.14). */
@@ -77,7 +74,11 @@
 /* softleaf_*() in the place of functions of a swp_entry_t */
 #define AF_HAS_SOFTLEAF		(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0))
 
-/* walk_page_range_mm_unsafe() in its place, and walk_page_range_vma_unsafe() */
+/*
+ * walk_page_range() ends in walk_page_range_mm_unsafe(), which others call as
+ * well; so does walk_page_range_vma(). From 6.13 to 6.18 the first was called
+ * walk_page_range_mm(), which no known series has.
+ */
 #define AF_HAS_WALK_UNSAFE	(LINUX_VERSION_CODE >= KERNEL_VERSION(6, 19, 0))
 
 /* unmap_vmas() takes a struct unmap_desc; munmap() calls it in unmap_region(). */

@@ -28,9 +28,6 @@ AF_HOOK_FN(void, unmap_vmas, struct mmu_gather *tlb, void *tree,
 #if AF_HAS_ZAP_VMA_RANGE
 AF_HOOK_FN(void, zap_vma_range_batched, struct mmu_gather *tlb,
 	   struct vm_area_struct *vma, unsigned long addr, unsigned long size)
-#elif AF_HAS_ZAP_BATCHED
-AF_HOOK_FN(void, zap_page_range_single_batched, struct mmu_gather *tlb,
-	   struct vm_area_struct *vma, unsigned long addr, unsigned long size)
 #else
 AF_HOOK_FN(void, zap_page_range_single, struct vm_area_struct *vma,
 	   unsigned long addr, unsigned long size)
@@ -100,9 +97,6 @@ AF_HOOK_FN(void, follow_page, struct vm_area_struct *vma, unsigned long addr)
 #if AF_HAS_WALK_UNSAFE
 AF_HOOK_FN(void, walk_page_range_mm_unsafe, struct mm_struct *mm,
 	   unsigned long start, unsigned long end)
-#elif AF_HAS_WALK_MM
-AF_HOOK_FN(void, walk_page_range_mm, struct mm_struct *mm, unsigned long start,
-	   unsigned long end)
 #else
 AF_HOOK_FN(void, walk_page_range, struct mm_struct *mm, unsigned long start,
 	   unsigned long end)
@@ -111,14 +105,9 @@ AF_HOOK_FN(void, walk_page_range, struct mm_struct *mm, unsigned long start,
 	af_hook_walk(mm, start, end);
 }
 
-#if AF_HAS_WALK_MM
 #if AF_HAS_WALK_UNSAFE
 AF_HOOK_FN(void, walk_page_range_vma_unsafe, struct vm_area_struct *vma,
 	   unsigned long start, unsigned long end)
-#else
-AF_HOOK_FN(void, walk_page_range_vma, struct vm_area_struct *vma,
-	   unsigned long start, unsigned long end)
-#endif
 {
 	af_hook_walk(vma->vm_mm, start, end);
 }

@@ -39,16 +39,11 @@ AF_HOOK(BEFORE, follow_page)
 /* walk_page_range() and walk_page_range_vma() end in these. */
 AF_HOOK(BEFORE, walk_page_range_mm_unsafe)
 AF_HOOK(BEFORE, walk_page_range_vma_unsafe)
-#elif AF_HAS_WALK_MM
-AF_HOOK(BEFORE, walk_page_range_mm)
-AF_HOOK(BEFORE, walk_page_range_vma)
 #else
 AF_HOOK(BEFORE, walk_page_range)
 #endif
 #if AF_HAS_ZAP_VMA_RANGE
 AF_HOOK(BEFORE, zap_vma_range_batched)
-#elif AF_HAS_ZAP_BATCHED
-AF_HOOK(BEFORE, zap_page_range_single_batched)
 #else
 AF_HOOK(BEFORE, zap_page_range_single)
 #endif

@@ -67,9 +67,6 @@ AF_PROTO(unmap_vmas,
 #if AF_HAS_ZAP_VMA_RANGE
 AF_PROTO(zap_vma_range_batched,
 	 "void(mmu_gather *, vm_area_struct *, u64, u64, -)")
-#elif AF_HAS_ZAP_BATCHED
-AF_PROTO(zap_page_range_single_batched,
-	 "void(mmu_gather *, vm_area_struct *, u64, u64, -)")
 #else
 AF_PROTO(zap_page_range_single, "void(vm_area_struct *, u64, u64, -)")
 #endif
@@ -91,9 +88,6 @@ AF_PROTO(move_page_tables,
 #if AF_HAS_WALK_UNSAFE
 AF_PROTO(walk_page_range_mm_unsafe, "s32(mm_struct *, u64, u64, -, -)")
 AF_PROTO(walk_page_range_vma_unsafe, "s32(vm_area_struct *, u64, u64, -, -)")
-#elif AF_HAS_WALK_MM
-AF_PROTO(walk_page_range_mm, "s32(mm_struct *, u64, u64, -, -)")
-AF_PROTO(walk_page_range_vma, "s32(vm_area_struct *, u64, u64, -, -)")
 #else
 AF_PROTO(walk_page_range, "s32(mm_struct *, u64, u64, -, -)")
 #endif
