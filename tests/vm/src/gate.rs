@@ -109,7 +109,8 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
         let kernel = checkout.kernel;
         let kmod = |options| format!("scripts/kmod --kernel {kernel}{options}");
         let mut good = gate.stage(&format!("{kernel} kmod"), &kmod(""))?;
-        let kinds = kinds(kernel, options, five_levels(checkout, options)?);
+        let accel = accel::choose(checkout, options.accel)?.accel;
+        let kinds = kinds(kernel, options, five_levels(accel)?);
         if kinds.iter().any(|(kind, _)| kind.may_inject()) {
             good &= gate.stage(&format!("{kernel} kmod-faults"), &kmod(" --faults"))?;
         }
@@ -117,7 +118,7 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
             gate.stage(&format!("{kernel} kmod-check"), &kmod(" --check"))?;
         }
         if built && good {
-            suites.extend(gate.suites(checkout, &kinds, &faults, options, seed)?);
+            suites.extend(gate.suites(checkout, accel, &kinds, &faults, options, seed)?);
         } else {
             gate.summary.fail(
                 format!("{kernel} VM suites"),
@@ -161,9 +162,8 @@ fn wanted(options: &GateOptions) -> Vec<&'static Kernel> {
 }
 
 /// Whether the guests may have 5-level page tables: those that are emulated always.
-fn five_levels(checkout: &Checkout, options: &GateOptions) -> Result<bool> {
-    let how = accel::choose(checkout, options.accel)?;
-    Ok(how.accel == Accel::Tcg || host_has_la57()?)
+fn five_levels(accel: Accel) -> Result<bool> {
+    Ok(accel == Accel::Tcg || host_has_la57()?)
 }
 
 /// The tests that need the module with fault injection. Errors: the test program does not
@@ -193,16 +193,16 @@ impl Gate<'_> {
     fn suites<'b>(
         &mut self,
         checkout: &'b Checkout,
+        accel: Accel,
         kinds: &[(Kind, La57)],
         faults: &'b [String],
         options: &GateOptions,
         seed: u64,
     ) -> Result<Vec<Suite<'b>>> {
-        let how = accel::choose(checkout, options.accel)?;
         let mut suites = Vec::new();
         for &(kind, la57) in kinds {
             let name = format!("{} {} {}-level", checkout.kernel, kind.name(), levels(la57));
-            if la57 == La57::On && !five_levels(checkout, options)? {
+            if la57 == La57::On && !five_levels(accel)? {
                 println!("skip {name}: KVM on a CPU without la57; --accel tcg has it");
                 self.summary.skipped += 1;
                 continue;
@@ -233,7 +233,7 @@ impl Gate<'_> {
                 selection,
                 plan,
                 without: if injects { &[] } else { faults },
-                emulated: how.accel == Accel::Tcg,
+                emulated: accel == Accel::Tcg,
             });
         }
         Ok(suites)

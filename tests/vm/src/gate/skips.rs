@@ -34,24 +34,13 @@ const ALLOWED: &[(Where, &[&str])] = &[
         &["process_with_a_virtual_machine_uses_a_stock_fork"],
     ),
     (
-        Before(7, 3),
-        &[
-            "memory_registered_with_uffd_rwp_before_the_fork_is_copied_at_once",
-            "uffd_rwp_fork_events_give_the_child_a_protection_of_its_own",
-            "uffd_rwp_ioctls_from_before_the_fork_find_what_is_parked",
-            "uffd_rwp_ioctls_racing_forks_disturb_nobody",
-            "uffd_rwp_mode_switches_on_a_parked_process_lose_nothing",
-            "uffd_rwp_protection_of_parked_memory_holds",
-        ],
+        Before(6, 4),
+        // Faults take no lock of the mapping alone there.
+        &["gib_first_touched_while_fork_is_on_its_way_to_it_is_pulled_too"],
     ),
     (
         Before(6, 5),
         &["page_pinned_while_the_fork_copies_the_rest_is_found_in_the_child"],
-    ),
-    (
-        Before(6, 4),
-        // Faults take no lock of the mapping alone there.
-        &["gib_first_touched_while_fork_is_on_its_way_to_it_is_pulled_too"],
     ),
     (
         Before(6, 8),
@@ -73,6 +62,17 @@ const ALLOWED: &[(Where, &[&str])] = &[
     (
         Before(6, 14),
         &["page_tables_emptied_by_madv_dontneed_while_parked_are_freed"],
+    ),
+    (
+        Before(7, 3),
+        &[
+            "memory_registered_with_uffd_rwp_before_the_fork_is_copied_at_once",
+            "uffd_rwp_fork_events_give_the_child_a_protection_of_its_own",
+            "uffd_rwp_ioctls_from_before_the_fork_find_what_is_parked",
+            "uffd_rwp_ioctls_racing_forks_disturb_nobody",
+            "uffd_rwp_mode_switches_on_a_parked_process_lose_nothing",
+            "uffd_rwp_protection_of_parked_memory_holds",
+        ],
     ),
     (
         Since(6, 18),
