@@ -2,6 +2,8 @@
 //! What /proc says about a process's memory.
 
 use crate::mem::{Span, PAGE};
+use crate::require;
+use crate::verdict::TestResult;
 use asyncfork_host::procfs;
 use std::fs::{self, File};
 use std::io;
@@ -25,6 +27,17 @@ pub fn pagemap(pid: i32, span: Span) -> io::Result<Vec<u64>> {
         .chunks_exact(8)
         .map(|b| u64::from_ne_bytes(b.try_into().expect("eight bytes")))
         .collect())
+}
+
+/// Page frame of a page of this process.
+pub fn frame(page: Span) -> TestResult<u64> {
+    let entry = pagemap(0, page)?[0];
+    require!(
+        entry & PRESENT != 0,
+        "the page at {:#x} is not there",
+        page.addr()
+    );
+    Ok(entry & PFN)
 }
 
 /// Sum of a field of /proc/PID/smaps over the mappings that lie in `span`, in KiB.

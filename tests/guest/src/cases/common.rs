@@ -47,16 +47,11 @@ impl<'a> Linger<'a> {
         require!(inside.is_some(), "nobody lingers there");
         Ok(())
     }
-
-    /// Lets it go on, also for a process that has only a copy of this.
-    pub fn end(&self) -> io::Result<()> {
-        self.ctx.module.set("fault_linger_pid", 0)
-    }
 }
 
 impl Drop for Linger<'_> {
     fn drop(&mut self) {
-        let _ = self.end();
+        let _ = self.ctx.module.set("fault_linger_pid", 0);
     }
 }
 

@@ -4,11 +4,12 @@
 use super::common::{expect_stock, prepared_racing, while_plugged, Linger, LINGER_MS};
 use super::swap::swapped;
 use super::Test;
+use crate::crew;
 use crate::ctx::Ctx;
 use crate::hold::{self, Plug};
 use crate::mem::{Arena, Span, PAGE};
 use crate::module::{self, modprobe};
-use crate::procfs;
+use crate::procfs::frame;
 use crate::rng::Rng;
 use crate::session::Session;
 use crate::swap::Swap;
@@ -453,21 +454,13 @@ fn pinned_late(ctx: &Ctx) -> TestResult<String> {
         (session, pinner.join())
     });
     drop(linger);
-    let pinned = pinned.unwrap_or_else(|_| Err(Verdict::Broken("the pinner panicked".into())));
     let session = session?;
-    pinned?;
+    crew::verdict(pinned)?;
     let ended = session.finish()?;
     arena.fill(1);
     arena.verify().at("parent, written")?;
     ended.whole(4)?;
     Ok(ended.detail())
-}
-
-/// Page frame of a page.
-fn frame(page: Span) -> TestResult<u64> {
-    let entry = procfs::pagemap(0, page)?[0];
-    require!(entry & procfs::PRESENT != 0, "the page is not there");
-    Ok(entry & procfs::PFN)
 }
 
 /// Pins memory as a buffer of an io_uring, until that is closed.
