@@ -12,19 +12,41 @@
  * lock or the anon_vma root lock; nothing else needs this counter to be exact.
  */
 int af_active __read_mostly;
-static DEFINE_SPINLOCK(active_lock);
+/*
+ * The same for the hook in which sessions begin, and one more while forks that
+ * nobody has armed may have one. No other hook pays for that.
+ */
+int af_fork_active __read_mostly;
+static bool unarmed;
+static DEFINE_SPINLOCK(active_lock);	/* guards all of them for writers */
+
+static void active_add(int n)
+{
+	spin_lock(&active_lock);
+	WRITE_ONCE(af_active, af_active + n);
+	WRITE_ONCE(af_fork_active, af_fork_active + n);
+	spin_unlock(&active_lock);
+}
 
 void af_active_inc(void)
 {
-	spin_lock(&active_lock);
-	WRITE_ONCE(af_active, af_active + 1);
-	spin_unlock(&active_lock);
+	active_add(1);
 }
 
 void af_active_dec(void)
 {
+	active_add(-1);
+}
+
+/**
+ * af_active_set_unarmed - may forks that nobody has armed be asynchronous?
+ * @on: they may
+ */
+void af_active_set_unarmed(bool on)
+{
 	spin_lock(&active_lock);
-	WRITE_ONCE(af_active, af_active - 1);
+	WRITE_ONCE(af_fork_active, af_fork_active + on - unarmed);
+	unarmed = on;
 	spin_unlock(&active_lock);
 }
 

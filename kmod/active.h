@@ -6,6 +6,7 @@
 #include <linux/percpu.h>
 
 extern int af_active;
+extern int af_fork_active;
 DECLARE_PER_CPU(long, af_in_hook);
 
 static inline void af_hook_enter(void)
@@ -20,6 +21,7 @@ static inline void af_hook_leave(void)
 
 void af_active_inc(void);
 void af_active_dec(void);
+void af_active_set_unarmed(bool on);
 bool af_tasks_in_hooks(void);
 
 #endif /* _AF_ACTIVE_H */

@@ -165,7 +165,10 @@ detach:
 	return ret;
 }
 
-/* No session and no armed thread is left: they hold the module. */
+/*
+ * No session and no armed thread is left: they hold the module. No session can
+ * begin any more either, whoever asks for one: af_session_create().
+ */
 void af_hooks_detach(void)
 {
 	hooks_detach(ARRAY_SIZE(hooks));

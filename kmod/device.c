@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * The device: arm a thread's next fork, report on it
+ * The device: arm a thread's next fork, enrol cgroups, report on forks
  *
  * ARM is one-shot: the fork takes it. A thread may be armed by several
  * descriptors, for forks that it makes inside fork() (atfork and signal
  * handlers): the newest ARM comes first. The armed thread's close takes back
  * the descriptor's own, and so does the last close.
  */
+#include <linux/capability.h>
 #include <linux/file.h>
 #include <linux/fs.h>
 #include <linux/hashtable.h>
@@ -19,9 +20,12 @@
 #include <linux/sched/task.h>
 #include <linux/slab.h>
 #include <linux/uaccess.h>
+#include <linux/user_namespace.h>
 
 #include "active.h"
+#include "cgroup.h"
 #include "device.h"
+#include "enroll.h"
 #include "fault.h"
 #include "params.h"
 #include "session.h"
@@ -54,11 +58,15 @@ struct af_file {
 	struct pid *parent_pid;
 };
 
-/* The report in version 2. */
+/* What version 2 had of the structs that have grown since. */
+#define VERSION_MIN	offsetofend(struct asyncfork_version, features)
 #define REPORT_MIN	offsetofend(struct asyncfork_report, pulls)
+#define STATS_MIN	offsetofend(struct asyncfork_stats, copy)
+#define RECENT_MIN	offsetofend(struct asyncfork_recent, count)
 
 static DEFINE_HASHTABLE(armed, 6);	/* the newest ARM of each thread */
-static DEFINE_SPINLOCK(armed_lock);	/* guards armed, af_file.node to .exec_id */
+static unsigned int nr_armed;		/* ARMs */
+static DEFINE_SPINLOCK(armed_lock);	/* guards both, af_file.node to .exec_id */
 
 static void file_free(struct kref *ref)
 {
@@ -94,6 +102,7 @@ static void armed_add(struct af_file *f)
 	hash_add(armed, &f->node, (unsigned long)current);
 	f->task = get_task_struct(current);
 	f->exec_id = current->self_exec_id;
+	WRITE_ONCE(nr_armed, nr_armed + 1);
 	af_active_inc();
 }
 
@@ -111,19 +120,23 @@ static void armed_del(struct af_file *f)
 	list_del(&f->arms);
 	put_task_struct(f->task);
 	f->task = NULL;
+	WRITE_ONCE(nr_armed, nr_armed - 1);
 	af_active_dec();
 }
 
 /**
  * af_device_take - has the calling thread armed its next fork?
- * @arm: what it asked for
+ * @ask: what it asked for, then
  *
  * Return: the descriptor of its newest ARM, disarmed and referenced, or NULL.
  */
-struct af_file *af_device_take(struct asyncfork_arm *arm)
+struct af_file *af_device_take(struct af_ask *ask)
 {
 	struct af_file *f;
 
+	/* An ARM of this thread is one that it has counted itself. */
+	if (!READ_ONCE(nr_armed))
+		return NULL;
 	spin_lock(&armed_lock);
 	f = armed_find(current);
 	if (f) {
@@ -135,7 +148,11 @@ struct af_file *af_device_take(struct asyncfork_arm *arm)
 			f = NULL;
 	}
 	if (f)
-		*arm = f->arm;
+		*ask = (struct af_ask) {
+			.by = ASYNCFORK_BY_ARM,
+			.helpers = f->arm.helpers,
+			.min_rss = f->arm.min_rss,
+		};
 	spin_unlock(&armed_lock);
 	return f;
 }
@@ -204,7 +221,7 @@ static int dev_release(struct inode *inode, struct file *file)
 	return 0;
 }
 
-/* The size that the caller's struct begins with; @min: that of version 2 */
+/* The size that the caller's struct begins with; @min: as it was at first */
 static long get_size(const void __user *arg, size_t min, size_t *size)
 {
 	u64 n;
@@ -248,15 +265,27 @@ static long put_arg(void __user *arg, void *from, size_t size, size_t min)
 	return ret ?: put(arg, theirs, from, size);
 }
 
+static unsigned int max_helpers(void)
+{
+	return min_t(unsigned int, READ_ONCE(af_max_helpers), AF_MAX_HELPERS);
+}
+
 static long ioctl_version(void __user *arg)
 {
 	struct asyncfork_version v = {
 		.abi = ASYNCFORK_ABI_VERSION,
-		.max_helpers = min_t(unsigned int, READ_ONCE(af_max_helpers),
-				     AF_MAX_HELPERS),
+		.max_helpers = max_helpers(),
+		.oldest = ASYNCFORK_ABI_OLDEST,
 	};
+	size_t theirs;
+	long ret = get_size(arg, VERSION_MIN, &theirs);
 
-	return put_arg(arg, &v, sizeof(v), offsetofend(typeof(v), features));
+	if (ret)
+		return ret;
+	/* A caller of version 2 works with no other, and with this module. */
+	if (theirs < offsetofend(typeof(v), oldest))
+		v.abi = ASYNCFORK_ABI_OLDEST;
+	return put(arg, theirs, &v, sizeof(v));
 }
 
 static long ioctl_arm(struct af_file *f, void __user *arg)
@@ -267,8 +296,7 @@ static long ioctl_arm(struct af_file *f, void __user *arg)
 
 	if (ret)
 		return ret;
-	if (arm.flags || arm.helpers > AF_MAX_HELPERS ||
-	    arm.helpers > READ_ONCE(af_max_helpers))
+	if (arm.flags || arm.helpers > max_helpers())
 		return -EINVAL;
 
 	spin_lock(&armed_lock);
@@ -317,42 +345,120 @@ static long ioctl_stats(void __user *arg)
 	/* A session that ends right here is missing once, never twice. */
 	af_session_sum(st);
 	st->running = af_session_running();
-	st->switched_off = READ_ONCE(af_off);
+	st->switched_off = !!READ_ONCE(af_off);
 	st->enabled = READ_ONCE(af_enabled);
-	ret = put_arg(arg, st, sizeof(*st), offsetofend(typeof(*st), copy));
+	st->enrolled = af_enroll_number();
+	ret = put_arg(arg, st, sizeof(*st), STATS_MIN);
 	kfree(st);
 	return ret;
 }
 
+/* May the caller put entries of @size bytes into an array of his? */
+static long check_entry_size(u32 size, size_t min)
+{
+	if (size < min)
+		return -EINVAL;
+	return size > PAGE_SIZE ? -E2BIG : 0;
+}
+
 static long ioctl_recent(void __user *arg)
 {
-	struct asyncfork_report *entries;
+	struct asyncfork_report report;
 	struct asyncfork_recent recent;
-	size_t min = offsetofend(typeof(recent), count);
+	struct af_view view;
+	u64 seq = U64_MAX;
+	void __user *to;
+	u32 n;
+	long ret;
+
+	ret = get_arg(&recent, sizeof(recent), RECENT_MIN, arg);
+	if (!ret)
+		ret = check_entry_size(recent.entry_size, REPORT_MIN);
+	if (ret)
+		return ret;
+
+	af_view_current(&view);
+	to = u64_to_user_ptr(recent.entries);
+	for (n = 0; n < recent.count; n++, to += recent.entry_size) {
+		if (!af_stats_recent(&view, recent.after_seq, &seq, &report))
+			break;
+		ret = put(to, recent.entry_size, &report, sizeof(report));
+		if (ret)
+			return ret;
+	}
+	recent.count = n;
+	return put_arg(arg, &recent, sizeof(recent), RECENT_MIN);
+}
+
+static long ioctl_enroll(void __user *arg)
+{
+	struct asyncfork_enroll enroll;
+	u64 cgroup;
+	long ret;
+
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	ret = get_arg(&enroll, sizeof(enroll),
+		      offsetofend(typeof(enroll), reserved), arg);
+	if (ret)
+		return ret;
+	if (enroll.flags || enroll.reserved || enroll.helpers > max_helpers())
+		return -EINVAL;
+	ret = af_cgroup_of_fd(enroll.cgroup_fd, &cgroup);
+	return ret ?: af_enroll_add(cgroup, enroll.min_rss, enroll.helpers);
+}
+
+static long ioctl_unenroll(void __user *arg)
+{
+	struct asyncfork_unenroll unenroll;
+	long ret;
+
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
+	ret = get_arg(&unenroll, sizeof(unenroll),
+		      offsetofend(typeof(unenroll), flags), arg);
+	if (ret)
+		return ret;
+	/* One of them, no more. */
+	if (unenroll.flags || !unenroll.cgroup_id == (unenroll.cgroup_fd == -1))
+		return -EINVAL;
+	if (!unenroll.cgroup_id)
+		ret = af_cgroup_of_fd(unenroll.cgroup_fd, &unenroll.cgroup_id);
+	return ret ?: af_enroll_del(unenroll.cgroup_id);
+}
+
+static long ioctl_enrolled(void __user *arg)
+{
+	size_t min = offsetofend(struct asyncfork_entry, stock);
+	struct asyncfork_enrolled enrolled;
+	struct asyncfork_entry *entries;
 	unsigned int i, n;
 	void __user *to;
 	long ret;
 
-	ret = get_arg(&recent, sizeof(recent), min, arg);
+	ret = get_arg(&enrolled, sizeof(enrolled),
+		      offsetofend(typeof(enrolled), count), arg);
+	if (!ret)
+		ret = check_entry_size(enrolled.entry_size, min);
 	if (ret)
 		return ret;
-	if (recent.entry_size < REPORT_MIN)
-		return -EINVAL;
-	if (recent.entry_size > PAGE_SIZE)
-		return -E2BIG;
 
+	n = min_t(u32, enrolled.count, ASYNCFORK_MAX_ENTRIES);
 	entries = af_fault() ? NULL :
-		  kvcalloc(AF_RECENT, sizeof(*entries), GFP_KERNEL);
+		  kvcalloc(n ?: 1, sizeof(*entries), GFP_KERNEL);
 	if (!entries)
 		return -ENOMEM;
-	n = af_stats_recent(entries, recent.count);
-	to = u64_to_user_ptr(recent.entries);
-	for (i = 0; i < n && !ret; i++, to += recent.entry_size)
-		ret = put(to, recent.entry_size, &entries[i], sizeof(*entries));
+	n = af_enroll_list(entries, n,
+			   ns_capable_noaudit(&init_user_ns, CAP_SYS_ADMIN));
+	to = u64_to_user_ptr(enrolled.entries);
+	for (i = 0; i < n && !ret; i++, to += enrolled.entry_size)
+		ret = put(to, enrolled.entry_size, &entries[i],
+			  sizeof(*entries));
 	kvfree(entries);
 
-	recent.count = n;
-	return ret ?: put_arg(arg, &recent, sizeof(recent), min);
+	enrolled.count = n;
+	return ret ?: put_arg(arg, &enrolled, sizeof(enrolled),
+			      offsetofend(typeof(enrolled), count));
 }
 
 static long dev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
@@ -371,6 +477,12 @@ static long dev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 		return ioctl_stats(p);
 	case ASYNCFORK_IOC_RECENT:
 		return ioctl_recent(p);
+	case ASYNCFORK_IOC_ENROLL:
+		return ioctl_enroll(p);
+	case ASYNCFORK_IOC_UNENROLL:
+		return ioctl_unenroll(p);
+	case ASYNCFORK_IOC_ENROLLED:
+		return ioctl_enrolled(p);
 	default:
 		return -ENOTTY;
 	}

@@ -11,6 +11,7 @@
 
 #include "compat/compat.h"
 #include "device.h"
+#include "enroll.h"
 #include "fork.h"
 #include "params.h"
 #include "pull.h"
@@ -62,13 +63,13 @@ static bool mm_is_shared(struct mm_struct *mm)
 }
 
 static enum asyncfork_reason stock_reason(struct mm_struct *mm,
-					  const struct asyncfork_arm *arm)
+					  const struct af_ask *ask)
 {
 	if (!READ_ONCE(af_enabled))
 		return ASYNCFORK_REASON_DISABLED;
 	if (READ_ONCE(af_off))
 		return ASYNCFORK_REASON_SWITCHED_OFF;
-	if ((u64)get_mm_rss(mm) << PAGE_SHIFT < arm->min_rss)
+	if (af_mm_rss(mm) < ask->min_rss)
 		return ASYNCFORK_REASON_MIN_RSS;
 	if (af_mm_pinned(mm))
 		return ASYNCFORK_REASON_PINNED;
@@ -78,21 +79,23 @@ static enum asyncfork_reason stock_reason(struct mm_struct *mm,
 		return ASYNCFORK_REASON_SHARED;
 	if (af_mm_uffd_moves(mm))
 		return ASYNCFORK_REASON_UFFD;
+	if (ask->by != ASYNCFORK_BY_ARM && af_enroll_marked(mm))
+		return ASYNCFORK_REASON_LIBRARY;
 	return ASYNCFORK_REASON_NONE;
 }
 
 static struct af_session *start_session(struct mm_struct *parent,
 					struct mm_struct *child,
-					const struct asyncfork_arm *arm,
+					const struct af_ask *ask,
 					enum asyncfork_reason *reason)
 {
 	struct af_session *s;
 
-	*reason = stock_reason(parent, arm);
+	*reason = stock_reason(parent, ask);
 	if (*reason)
 		return NULL;
 
-	s = af_session_create(parent, child, arm->helpers, &af_worker_fns);
+	s = af_session_create(parent, child, ask, &af_worker_fns);
 	if (IS_ERR(s)) {
 		*reason = PTR_ERR(s) == -EMFILE ? ASYNCFORK_REASON_LIMIT :
 						  ASYNCFORK_REASON_NO_MEMORY;
@@ -102,7 +105,7 @@ static struct af_session *start_session(struct mm_struct *parent,
 }
 
 /**
- * af_fork_begin - start a session if the calling thread is armed
+ * af_fork_begin - start a session if the fork is to be asynchronous
  * @parent: mm being forked
  * @child: mm being made
  *
@@ -112,18 +115,21 @@ void af_fork_begin(struct mm_struct *parent, struct mm_struct *child)
 {
 	struct asyncfork_report stock = {};
 	enum asyncfork_reason reason;
-	struct asyncfork_arm arm;
 	struct af_session *s;
 	struct af_file *f;
+	struct af_ask ask;
 
-	f = af_device_take(&arm);
-	if (!f)
+	f = af_device_take(&ask);
+	if (!f && !af_enroll_ask(parent, &ask))
 		return;
-	s = start_session(parent, child, &arm, &reason);
+	s = start_session(parent, child, &ask, &reason);
 	if (!s)
-		af_stats_stock(reason, &stock);
+		af_stats_stock(reason, &ask, &stock);
 	/* The pin goes to the descriptor. */
-	af_device_tell(f, s, &stock);
+	if (f)
+		af_device_tell(f, s, &stock);
+	else if (s)
+		af_session_unpin(s);
 }
 
 /**

@@ -48,7 +48,11 @@ AF_HOOK_FN(struct af_verdict, copy_page_range, struct vm_area_struct *dst,
 	return v;
 }
 
-/* Under mmap_write_lock(oldmm), before the first VMA is copied. */
+/*
+ * Under mmap_write_lock(oldmm), before the first VMA is copied. Without sessions
+ * and armed threads only while forks may be asynchronous that nobody has armed;
+ * if this is one of them, its session lets the other hooks in (af_active).
+ */
 AF_HOOK_FN(void, uprobe_dup_mmap, struct mm_struct *oldmm,
 	   struct mm_struct *newmm)
 {

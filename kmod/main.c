@@ -15,6 +15,7 @@
 #include "compat/compat.h"
 #include "copy.h"
 #include "device.h"
+#include "enroll.h"
 #include "params.h"
 #include "session.h"
 #include "symbols.h"
@@ -63,6 +64,8 @@ static int __init af_init(void)
 	ret = af_device_init();
 	if (ret)
 		goto detach;
+	/* Nothing fails any more. */
+	af_enroll_start();
 
 	pr_info("loaded, ABI version %d%s\n", ASYNCFORK_ABI_VERSION, left_out);
 	return 0;
@@ -74,9 +77,10 @@ exit_session:
 	return ret;
 }
 
-/* Sessions and open descriptors hold the module. */
+/* Sessions and open descriptors hold the module; enrolled cgroups do not. */
 static void __exit af_exit(void)
 {
+	af_enroll_stop();
 	af_device_exit();
 	af_hooks_detach();
 	af_session_exit();

@@ -2,8 +2,11 @@
 /*
  * Module parameters, and the switch that the module throws itself
  */
+#define pr_fmt(fmt) KBUILD_MODNAME ": " fmt
+
 #include <linux/bug.h>
 #include <linux/module.h>
+#include <linux/printk.h>
 
 #include "params.h"
 
@@ -31,17 +34,59 @@ bool af_allow_untested;
 module_param_named(allow_untested, af_allow_untested, bool, 0444);
 MODULE_PARM_DESC(allow_untested, "1: load on a kernel that the test suite has not passed on");
 
-bool af_off;
+const char *af_off;
+
+static int state_set(const char *val, const struct kernel_param *kp)
+{
+	/* Given at load: there is no file to write to. */
+	return -EPERM;
+}
+
+static int state_get(char *buffer, const struct kernel_param *kp)
+{
+	const char *why = READ_ONCE(af_off);
+
+	if (why)
+		return scnprintf(buffer, PAGE_SIZE, "switched off: %s\n", why);
+	return scnprintf(buffer, PAGE_SIZE, "%s\n",
+			 READ_ONCE(af_enabled) ? "on" : "off");
+}
+
+static const struct kernel_param_ops state_ops = {
+	.set	= state_set,
+	.get	= state_get,
+};
+
+module_param_cb(state, &state_ops, NULL, 0444);
+MODULE_PARM_DESC(state, "on, off (enabled=0), or \"switched off: \" and why");
+
+/*
+ * Not a WARN, which takes the machine down where panic_on_warn is set: what is
+ * broken is contained. Tests want to see it all the same.
+ */
+static void show_stack_here(void)
+{
+#ifdef AF_FAULTS
+	WARN_ON(1);
+#else
+	dump_stack();
+#endif
+}
 
 /**
  * af_switch_off - an invariant is broken: no fork is asynchronous from now on
- * @why: what was seen
- * @addr: user address it was seen at
+ * @why: what was seen, a literal
+ * @addr: user address it was seen at, or 0
  *
  * Running sessions are finished. Only a reload switches on again.
+ *
+ * Context: any.
  */
 void af_switch_off(const char *why, unsigned long addr)
 {
-	WRITE_ONCE(af_off, true);
-	WARN_ONCE(1, "asyncfork: %s (at %lx); switched off\n", why, addr);
+	/* The first one says it. */
+	if (cmpxchg(&af_off, NULL, why))
+		return;
+	pr_crit("%s (at %lx); switched off\n", why, addr);
+	show_stack_here();
 }

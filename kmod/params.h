@@ -13,7 +13,7 @@ extern unsigned int af_max_sessions;
 extern unsigned int af_max_helpers;
 extern unsigned int af_pull_after;
 extern bool af_allow_untested;
-extern bool af_off;
+extern const char *af_off;	/* why, if the module has switched itself off */
 
 void af_switch_off(const char *why, unsigned long addr);
 

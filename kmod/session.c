@@ -18,6 +18,7 @@
 #include <linux/timekeeping.h>
 
 #include "active.h"
+#include "cgroup.h"
 #include "fault.h"
 #include "params.h"
 #include "range.h"
@@ -114,7 +115,7 @@ static void link_init(struct af_session *s, enum af_role role,
  * af_session_create - a new session, visible in the hash
  * @parent: mm being forked, mmap_lock held for write by current
  * @child: mm being made
- * @helpers: helper threads to start when the fork is done
+ * @ask: what it is to be
  * @fns: what works on it without being asked
  *
  * Return: the session, pinned for the caller; -EMFILE: max_sessions; -ENOMEM;
@@ -122,7 +123,7 @@ static void link_init(struct af_session *s, enum af_role role,
  */
 struct af_session *af_session_create(struct mm_struct *parent,
 				     struct mm_struct *child,
-				     unsigned int helpers,
+				     const struct af_ask *ask,
 				     const struct af_worker_fns *fns)
 {
 	struct af_session *s;
@@ -133,7 +134,7 @@ struct af_session *af_session_create(struct mm_struct *parent,
 		return ERR_PTR(-ENODEV);
 
 	s = af_fault() ? NULL :
-			 kzalloc(struct_size(s, helper, helpers),
+			 kzalloc(struct_size(s, helper, ask->helpers),
 				 GFP_KERNEL_ACCOUNT);
 	if (!s)
 		goto put_module;
@@ -148,10 +149,12 @@ struct af_session *af_session_create(struct mm_struct *parent,
 	s->forker = current;
 	s->parent_pid = get_task_pid(current, PIDTYPE_TGID);
 	get_task_comm(s->comm, current);
-	s->cgroup_id = af_current_cgroup();
+	s->cgroup_id = af_cgroup_current();
 	s->cpus = current->nr_cpus_allowed;
-	s->helpers = helpers;
-	for (i = 0; i < helpers; i++) {
+	s->by = ask->by;
+	s->entry = ask->entry;
+	s->helpers = ask->helpers;
+	for (i = 0; i < s->helpers; i++) {
 		INIT_WORK(&s->helper[i].work, fns->helper);
 		s->helper[i].session = s;
 		s->helper[i].nr = i;

@@ -16,6 +16,7 @@
  *	    pmd_lock of the child, then of the parent	(never both)
  *	    siglock; stats_lock
  *	armed_lock, then active_lock
+ *	enroll_mutex, then active_lock
  *	hash_lock, then stats_lock
  *	af_file.lock, guard_lock, af_reserve.lock: leaves
  */
@@ -100,6 +101,8 @@ struct af_session {
 	u64 id;
 	enum asyncfork_reason reason;	/* why nothing was parked */
 	unsigned int helpers;
+	enum asyncfork_by by;
+	u64 entry;			/* cgroup whose entry asked for it */
 	struct pid *parent_pid, *child_pid;	/* thread groups, referenced */
 	char comm[TASK_COMM_LEN];
 	u64 cgroup_id;
@@ -107,8 +110,9 @@ struct af_session {
 	u64 meta_bytes;
 	unsigned int cpus;
 	atomic_long_t count[AF_N_MAX];
-	/* Guarded by stats_lock, as is summed: the totals have it. */
+	/* Guarded by stats_lock. summed: the totals have it, the ring has it as seq. */
 	u64 parent_max_ns;
+	u64 seq;
 	bool summed;
 
 	struct callback_head child_work;
@@ -129,6 +133,20 @@ static inline void af_count_add(struct af_session *s, enum af_count c, long n)
 	atomic_long_add(n, &s->count[c]);
 }
 
+/**
+ * struct af_ask - what a fork was to be, and who said so
+ * @by: who
+ * @helpers: threads that help the child copy
+ * @min_rss: smaller processes use a stock fork
+ * @entry: id of the cgroup whose entry it is, or 0
+ */
+struct af_ask {
+	enum asyncfork_by by;
+	unsigned int helpers;
+	u64 min_rss;
+	u64 entry;
+};
+
 /* Who pulls without being asked: workers.c. */
 struct af_worker_fns {
 	task_work_func_t child;
@@ -140,7 +158,7 @@ extern struct workqueue_struct *af_wq;
 
 struct af_session *af_session_create(struct mm_struct *parent,
 				     struct mm_struct *child,
-				     unsigned int helpers,
+				     const struct af_ask *ask,
 				     const struct af_worker_fns *fns);
 struct af_session *af_session_find(struct mm_struct *mm, enum af_role role,
 				   bool parked_only);

@@ -3,24 +3,50 @@
  * Counters: of a session, summed up when it ends, and the ring of
  * recent forks
  */
-#include <linux/cgroup.h>
+#include <linux/capability.h>
 #include <linux/log2.h>
 #include <linux/mm_types.h>
 #include <linux/pid.h>
 #include <linux/pid_namespace.h>
+#include <linux/rcupdate.h>
+#include <linux/sched/signal.h>
 #include <linux/spinlock.h>
 #include <linux/string.h>
 #include <linux/timekeeping.h>
+#include <linux/user_namespace.h>
 
+#include "cgroup.h"
+#include "enroll.h"
 #include "session.h"
 #include "stats.h"
 
 #define CREATE_TRACE_POINTS
 #include "trace.h"
 
+/* Levels of nested pid namespaces, from the initial one on, that see a fork. */
+#define PID_LEVELS	8
+
+/* A process as a pid namespace and those below it had it, by the namespace's number. */
+struct seen {
+	unsigned int ns;
+	pid_t parent, child;
+};
+
+/**
+ * struct recent - a fork in the ring
+ * @report: with the pids of the initial namespace
+ * @levels: entries of @seen
+ * @seen: by level, the namespaces of the parent. No references: it would keep them
+ */
+struct recent {
+	struct asyncfork_report report;
+	unsigned int levels;
+	struct seen seen[PID_LEVELS];
+};
+
 static DEFINE_SPINLOCK(stats_lock);	/* guards all below */
 static struct asyncfork_stats total;
-static struct asyncfork_report ring[AF_RECENT];
+static struct recent ring[AF_RECENT];	/* about 190 KiB */
 static u64 ring_count;			/* of all that were put there */
 
 static u64 count(const struct af_session *s, enum af_count c)
@@ -35,17 +61,6 @@ void af_stats_armed(void)
 	spin_unlock(&stats_lock);
 }
 
-/* The cgroup of the calling thread in the default hierarchy. */
-u64 af_current_cgroup(void)
-{
-	u64 id;
-
-	rcu_read_lock();
-	id = cgroup_id(task_dfl_cgroup(current));
-	rcu_read_unlock();
-	return id;
-}
-
 static void histogram_add(struct asyncfork_histogram *h, u64 ns)
 {
 	unsigned int i = ns ? ilog2(ns) : 0;
@@ -53,49 +68,79 @@ static void histogram_add(struct asyncfork_histogram *h, u64 ns)
 	h->bucket[min_t(unsigned int, i, ASYNCFORK_BUCKETS - 1)]++;
 }
 
-static struct asyncfork_report *ring_slot(void)
+/* The next one, with all but the report. @child may be NULL. */
+static struct recent *ring_slot(struct pid *parent, struct pid *child)
 {
-	return &ring[ring_count++ % AF_RECENT];
+	struct recent *r = &ring[ring_count++ % AF_RECENT];
+	/* Held by the pid. */
+	struct pid_namespace *ns = ns_of_pid(parent);
+
+	r->levels = min_t(unsigned int, ns->level + 1, PID_LEVELS);
+	for (; ns; ns = ns->parent)
+		if (ns->level < PID_LEVELS)
+			r->seen[ns->level] = (struct seen) {
+				.ns = ns->ns.inum,
+				.parent = pid_nr_ns(parent, ns),
+				.child = pid_nr_ns(child, ns),
+			};
+	return r;
 }
 
 static void outcome_add(enum asyncfork_outcome outcome,
-			enum asyncfork_reason reason)
+			enum asyncfork_reason reason, enum asyncfork_by by,
+			u64 entry)
 {
 	switch (outcome) {
 	case ASYNCFORK_OUTCOME_ASYNC:
 		total.async++;
+		total.async_by_how[by]++;
 		break;
 	case ASYNCFORK_OUTCOME_STOCK:
 		total.stock++;
+		total.stock_by_how[by]++;
 		total.stock_by_reason[reason]++;
 		break;
 	default:
 		total.failed++;
+		return;
 	}
+	if (entry)
+		af_enroll_count(entry, outcome == ASYNCFORK_OUTCOME_ASYNC);
 }
 
 /**
  * af_stats_stock - count a stock fork that never had a session
  * @reason: why
+ * @ask: what it was to be
  * @rep: the ABI's view of it, as seen from the init namespace
  *
  * Context: the forking thread.
  */
-void af_stats_stock(enum asyncfork_reason reason, struct asyncfork_report *rep)
+void af_stats_stock(enum asyncfork_reason reason, const struct af_ask *ask,
+		    struct asyncfork_report *rep)
 {
+	/* Only exec() changes it, and not under a thread that forks. */
+	struct pid *parent = task_tgid(current);
+	struct recent *slot;
+
 	memset(rep, 0, sizeof(*rep));
 	rep->outcome = ASYNCFORK_OUTCOME_STOCK;
 	rep->reason = reason;
 	rep->parent_pid = task_tgid_nr(current);
 	get_task_comm(rep->comm, current);
-	rep->cgroup_id = af_current_cgroup();
+	rep->cgroup_id = af_cgroup_current();
 	rep->cpus = current->nr_cpus_allowed;
 	rep->start_ns = ktime_get_ns();
+	rep->entry_id = ask->entry;
+	rep->by = ask->by;
 
 	spin_lock(&stats_lock);
-	outcome_add(rep->outcome, reason);
-	*ring_slot() = *rep;
+	outcome_add(rep->outcome, reason, ask->by, ask->entry);
+	slot = ring_slot(parent, NULL);
+	rep->seq = ring_count;
+	slot->report = *rep;
 	spin_unlock(&stats_lock);
+	trace_asyncfork_stock(rep->parent_pid, reason);
 }
 
 void af_stats_killed(void)
@@ -222,6 +267,9 @@ void af_stats_report(struct af_session *s, struct pid_namespace *ns,
 	chunks_add(&rep->chunks, s);
 	for (i = 0; i < ASYNCFORK_HOOK_MAX; i++)
 		rep->pulls[i] = count(s, AF_N_PULLS + i);
+	rep->seq = READ_ONCE(s->seq);
+	rep->entry_id = s->entry;
+	rep->by = s->by;
 }
 
 /**
@@ -246,17 +294,26 @@ void af_stats_add(struct asyncfork_stats *st, struct af_session *s)
 /* Under hash_lock, AF_FINISHED set: from now on the totals hold the session. */
 void af_stats_end(struct af_session *s)
 {
+	enum asyncfork_outcome outcome = session_outcome(s);
+	enum asyncfork_reason reason = session_reason(s);
+	struct recent *slot;
+
 	spin_lock(&stats_lock);
 	af_stats_add(&total, s);
 	s->summed = true;
-	outcome_add(session_outcome(s), session_reason(s));
+	outcome_add(outcome, reason, s->by, s->entry);
 	total.aborted += session_aborted(s);
-	if (session_outcome(s) == ASYNCFORK_OUTCOME_ASYNC) {
+	if (outcome == ASYNCFORK_OUTCOME_ASYNC) {
 		histogram_add(&total.park, s->park_ns);
 		histogram_add(&total.copy, session_copy_ns(s));
 	}
-	af_stats_report(s, &init_pid_ns, ring_slot());
+	/* Pairs with af_session_forked(); NULL: no child. */
+	slot = ring_slot(s->parent_pid, smp_load_acquire(&s->child_pid));
+	WRITE_ONCE(s->seq, ring_count);
+	af_stats_report(s, &init_pid_ns, &slot->report);
 	spin_unlock(&stats_lock);
+	if (outcome == ASYNCFORK_OUTCOME_STOCK)
+		trace_asyncfork_stock(pid_nr(s->parent_pid), reason);
 	trace_asyncfork_end(s->id, count(s, AF_N_PARKED),
 			    count(s, AF_N_REATTACHED), session_copy_ns(s));
 }
@@ -273,21 +330,70 @@ void af_stats_totals(struct asyncfork_stats *st)
 }
 
 /**
- * af_stats_recent - the last forks
- * @entries: filled in, newest first
- * @max: how many there is room for
- *
- * Return: how many were filled in.
+ * af_view_current - what the caller may see of the ring
+ * @v: filled in
  */
-unsigned int af_stats_recent(struct asyncfork_report *entries,
-			     unsigned int max)
+void af_view_current(struct af_view *v)
 {
-	unsigned int i, n;
+	struct pid_namespace *ns = task_active_pid_ns(current);
+
+	/* Not for all is no failure: nothing for the audit. */
+	v->all = ns_capable_noaudit(&init_user_ns, CAP_SYS_ADMIN);
+	v->level = ns->level;
+	v->ns = ns->ns.inum;
+	/*
+	 * Its first process is there as long as we are, but maybe another thread of
+	 * it is the reaper by now: younger, so that less is seen.
+	 */
+	rcu_read_lock();
+	v->since = READ_ONCE(ns->child_reaper)->start_time;
+	rcu_read_unlock();
+}
+
+/*
+ * Was the parent in the caller's pid namespace, or below? The number of a
+ * namespace that is gone may be another's by now, which is younger than the fork.
+ */
+static bool is_visible(const struct recent *r, const struct af_view *v)
+{
+	if (v->all)
+		return true;
+	return v->level < r->levels && r->seen[v->level].ns == v->ns &&
+	       r->report.start_ns >= v->since;
+}
+
+/**
+ * af_stats_recent - the next of the last forks, from the newest back
+ * @v: whose view
+ * @after: number of the fork before the last one that is wanted
+ * @seq: number of the fork before which to go on; then that of this one
+ * @rep: filled in
+ *
+ * One at a time: pulls wait for the lock.
+ *
+ * Return: whether there was one.
+ */
+bool af_stats_recent(const struct af_view *v, u64 after, u64 *seq,
+		     struct asyncfork_report *rep)
+{
+	const struct recent *r;
+	bool found = false;
+	u64 i;
 
 	spin_lock(&stats_lock);
-	n = min3(ring_count, (u64)AF_RECENT, (u64)max);
-	for (i = 0; i < n; i++)
-		entries[i] = ring[(ring_count - 1 - i) % AF_RECENT];
+	for (i = min(*seq - 1, ring_count);
+	     !found && i > after && i + AF_RECENT > ring_count; i--) {
+		r = &ring[(i - 1) % AF_RECENT];
+		found = is_visible(r, v);
+		if (!found)
+			continue;
+		*seq = i;
+		*rep = r->report;
+		if (!v->all) {
+			rep->parent_pid = r->seen[v->level].parent;
+			rep->child_pid = r->seen[v->level].child;
+		}
+	}
 	spin_unlock(&stats_lock);
-	return n;
+	return found;
 }

@@ -7,14 +7,29 @@
 
 #include "uapi/asyncfork.h"
 
-#define AF_RECENT	32	/* forks in the ring */
+#define AF_RECENT	256	/* forks in the ring */
 
+struct af_ask;
 struct af_session;
 struct pid_namespace;
 
-u64 af_current_cgroup(void);
+/**
+ * struct af_view - what a caller may see of the ring
+ * @all: everything, as the initial pid namespace has it
+ * @level: otherwise what its pid namespace, of this level,
+ * @ns: with this number,
+ * @since: has seen since it was made
+ */
+struct af_view {
+	bool all;
+	unsigned int level;
+	unsigned int ns;
+	u64 since;
+};
+
 void af_stats_armed(void);
-void af_stats_stock(enum asyncfork_reason reason, struct asyncfork_report *rep);
+void af_stats_stock(enum asyncfork_reason reason, const struct af_ask *ask,
+		    struct asyncfork_report *rep);
 void af_stats_killed(void);
 void af_stats_merged(void);
 void af_stats_begin(struct af_session *s);
@@ -23,8 +38,9 @@ void af_stats_parent_pull(struct af_session *s, unsigned long addr,
 			  enum asyncfork_hook hook, u64 ns);
 void af_stats_add(struct asyncfork_stats *st, struct af_session *s);
 void af_stats_totals(struct asyncfork_stats *st);
-unsigned int af_stats_recent(struct asyncfork_report *entries,
-			     unsigned int max);
+void af_view_current(struct af_view *v);
+bool af_stats_recent(const struct af_view *v, u64 after, u64 *seq,
+		     struct asyncfork_report *rep);
 void af_stats_report(struct af_session *s, struct pid_namespace *ns,
 		     struct asyncfork_report *rep);
 

@@ -7,6 +7,7 @@
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 
+#include "cgroup.h"
 #include "compat/compat.h"
 #include "fault.h"
 #include "symbols.h"
@@ -108,12 +109,6 @@ static pgtable_t reserve_take(struct af_reserve *r)
 	return table;
 }
 
-/* Not inlined: the one function that calls through a pointer, percpu_ref's. */
-static noinline void memcg_put(struct mem_cgroup *memcg)
-{
-	mem_cgroup_put(memcg);
-}
-
 /*
  * PF_MEMALLOC says that reclaim must not be entered: we are in it, or hold what
  * it takes. It also opens the system's reserves and lifts memcg's limits, which
@@ -156,7 +151,7 @@ pgtable_t af_table_get(struct af_reserve *r, struct mm_struct *mm,
 		table = table_alloc(mm);
 	if (memcg) {
 		set_active_memcg(old);
-		memcg_put(memcg);
+		af_css_put(&memcg->css);
 	}
 	return table ?: reserve_take(r);
 }

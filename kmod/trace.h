@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
-/* Tracepoints: begin and end of a session, pulls by the parent */
+/* Tracepoints: begin and end of a session, pulls by the parent, stock forks */
 #undef TRACE_SYSTEM
 #define TRACE_SYSTEM asyncfork
 
@@ -59,6 +59,20 @@ TRACE_EVENT(asyncfork_parent_pull,
 	),
 	TP_printk("id=%llu addr=%lx hook=%u ns=%llu",
 		  __entry->id, __entry->addr, __entry->hook, __entry->ns)
+);
+
+TRACE_EVENT(asyncfork_stock,
+	TP_PROTO(pid_t pid, unsigned int reason),
+	TP_ARGS(pid, reason),
+	TP_STRUCT__entry(
+		__field(pid_t, pid)
+		__field(unsigned int, reason)
+	),
+	TP_fast_assign(
+		__entry->pid = pid;
+		__entry->reason = reason;
+	),
+	TP_printk("pid=%d reason=%u", __entry->pid, __entry->reason)
 );
 
 #endif /* _AF_TRACE_H */

@@ -4,8 +4,8 @@
  *
  * On the stack: return address into the hooked function, above it the one
  * into its caller. Without sessions and armed threads a hook costs one compare,
- * but for the kind ALWAYS (compat/hook_list.h). Argument registers are kept for
- * the hooked function.
+ * but for the kind ALWAYS (compat/hook_list.h); that of the kind FORK has a
+ * counter of its own. Argument registers are kept for the hooked function.
  */
 #include <linux/linkage.h>
 #include <asm/asm-offsets.h>
@@ -31,18 +31,18 @@
 	popq	%rdi
 .endm
 
-.macro RETURN_IF_IDLE
-	cmpl	$0, af_active(%rip)
+.macro RETURN_IF_IDLE counter
+	cmpl	$0, \counter(%rip)
 	jne	1f
 	RET
 1:
 .endm
 
 /* Pre-work, then the hooked function runs. */
-.macro HOOK_BEFORE name
+.macro BEFORE name counter
 SYM_FUNC_START(af_tramp_\name)
 	ENDBR
-	RETURN_IF_IDLE
+	RETURN_IF_IDLE \counter
 	PUSH_ARGS
 	call	af_hook_\name
 	POP_ARGS
@@ -58,7 +58,7 @@ SYM_FUNC_END(af_tramp_\name)
 SYM_FUNC_START(af_tramp_\name)
 	ENDBR
 	.if \idle
-	RETURN_IF_IDLE
+	RETURN_IF_IDLE af_active
 	.endif
 	PUSH_ARGS
 	call	af_hook_\name
@@ -72,6 +72,14 @@ SYM_FUNC_START(af_tramp_\name)
 	UNWIND_HINT_FUNC
 	RET
 SYM_FUNC_END(af_tramp_\name)
+.endm
+
+.macro HOOK_BEFORE name
+	BEFORE \name af_active
+.endm
+
+.macro HOOK_FORK name
+	BEFORE \name af_fork_active
 .endm
 
 .macro HOOK_VERDICT name

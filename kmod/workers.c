@@ -89,7 +89,8 @@ void af_workers_start(struct af_session *s, struct task_struct *child)
 
 	af_session_hold(s);
 	/* Cannot fail: the child has not run, so it is not exiting. */
-	if (WARN_ON_ONCE(task_work_add(child, &s->child_work, TWA_RESUME))) {
+	if (task_work_add(child, &s->child_work, TWA_RESUME)) {
+		af_switch_off("a new child takes no work", 0);
 		af_session_put(s);
 		af_session_doom(s);
 	}

@@ -117,6 +117,12 @@ static inline bool af_mm_pinned(struct mm_struct *mm)
 #endif
 }
 
+/* Resident bytes. */
+static inline u64 af_mm_rss(struct mm_struct *mm)
+{
+	return (u64)get_mm_rss(mm) << PAGE_SHIFT;
+}
+
 /*
  * Not add_mm_counter(): it calls mm_trace_rss_stat(), which is not exported.
  */

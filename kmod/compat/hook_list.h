@@ -4,7 +4,8 @@
  * Included for their trampolines and tables, with another AF_HOOK each time: no
  * include guard.
  *
- * BEFORE: runs before the function; VERDICT: may also replace it; ALWAYS: the
+ * BEFORE: runs before the function; FORK: the same, also while forks may be
+ * asynchronous that nobody has armed; VERDICT: may also replace it; ALWAYS: the
  * same, even without sessions.
  *
  * copy_page_range() is last to come and first to go: it lets chunks be parked.
@@ -16,7 +17,7 @@
 #define AF_NO_HOOK(fn, option)
 #endif
 
-AF_HOOK(BEFORE, uprobe_dup_mmap)
+AF_HOOK(FORK, uprobe_dup_mmap)
 AF_HOOK(BEFORE, handle_mm_fault)
 AF_HOOK(BEFORE, exit_mmap)
 AF_HOOK(BEFORE, unmap_vmas)

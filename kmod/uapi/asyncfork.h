@@ -2,14 +2,17 @@
 /*
  * User ABI of /dev/asyncfork
  *
- * One descriptor serves one thread: ARM, fork(), REPORT, close.
+ * One descriptor serves one thread: ARM, fork(), REPORT, close. A fork of a thread
+ * that has not ARMed may be asynchronous by ENROLL, or by the module parameter
+ * policy. An ARM comes first: with a min_rss that no process has it makes the
+ * thread's next fork a stock fork.
  *
  * Every struct that an ioctl takes begins with its size, which the caller sets,
  * and grows only at its end. What an older module does not know has to be 0
  * where it is read (E2BIG otherwise) and is set to 0 where it is written; what
  * an older caller does not know is left out. A struct that is filled says in its
- * size how much of it was. EINVAL: smaller than in version 2; E2BIG: larger than
- * a page. No struct has holes; 32-bit programs have the same. Times are
+ * size how much of it was. EINVAL: smaller than in version 2, or in the one that
+ * the struct came with; E2BIG: larger than a page. No struct has holes; 32-bit programs have the same. Times are
  * nanoseconds, points in time of the initial namespace's CLOCK_MONOTONIC, sizes
  * are bytes, a chunk is what one PTE table maps (2 MiB).
  */
@@ -19,8 +22,19 @@
 #include <linux/ioctl.h>
 #include <linux/types.h>
 
-#define ASYNCFORK_ABI_VERSION	2
+#define ASYNCFORK_ABI_VERSION	3
+#define ASYNCFORK_ABI_OLDEST	2	/* whose callers are served as well */
 #define ASYNCFORK_DEVICE	"/dev/asyncfork"
+
+/*
+ * A process that must not be served unless it ARMs: it has a private mapping of
+ * one page of a memfd with this name (MFD_CLOEXEC, the descriptor closed again;
+ * mapped for reading only). That needs neither the device nor a privilege, fork()
+ * passes it on, and exec() takes it away. The library makes it where its settings
+ * say "off" or "require". The module looks for it when enrolment or policy would
+ * make a fork asynchronous, which is then stock: REASON_LIBRARY.
+ */
+#define ASYNCFORK_MARK		"asyncfork:stock"
 
 /* What became of a fork: struct asyncfork_report.outcome. */
 enum asyncfork_outcome {
@@ -44,7 +58,17 @@ enum asyncfork_reason {
 	ASYNCFORK_REASON_NOTHING	= 9,	/* no parkable chunk */
 	ASYNCFORK_REASON_SHARED		= 10,	/* mm shared with a process */
 	ASYNCFORK_REASON_POISON		= 11,	/* memory failure under way */
+	ASYNCFORK_REASON_LIBRARY	= 12,	/* ASYNCFORK_MARK, and no ARM */
 	ASYNCFORK_REASON_MAX		= 32
+};
+
+/* Why a fork was to be asynchronous: struct asyncfork_report.by. */
+enum asyncfork_by {
+	ASYNCFORK_BY_NONE		= 0,	/* no fork */
+	ASYNCFORK_BY_ARM		= 1,	/* whatever the others say */
+	ASYNCFORK_BY_ENROLLED		= 2,	/* a cgroup's entry */
+	ASYNCFORK_BY_POLICY		= 3,	/* module parameter policy=all */
+	ASYNCFORK_BY_MAX		= 8
 };
 
 /* Life of a session: struct asyncfork_report.state. */
@@ -87,12 +111,17 @@ struct asyncfork_chunks {
 	__u64 by_other;
 };
 
-/* ASYNCFORK_IOC_VERSION */
+/*
+ * ASYNCFORK_IOC_VERSION: a caller of version 2, which served no other, is told
+ * that the module speaks that; its struct ends before oldest.
+ */
 struct asyncfork_version {
 	__u64 size;
 	__u32 abi;			/* ASYNCFORK_ABI_VERSION */
 	__u32 max_helpers;		/* upper bound of asyncfork_arm.helpers */
 	__u64 features;			/* none defined yet: 0 */
+	__u32 oldest;			/* ASYNCFORK_ABI_OLDEST */
+	__u32 reserved;			/* 0 */
 };
 
 /*
@@ -111,6 +140,64 @@ struct asyncfork_arm {
 };
 
 /*
+ * ASYNCFORK_IOC_ENROLL: from now on every fork of a process in this cgroup, or
+ * below it, may be asynchronous without an ARM; of several entries that of the
+ * nearest cgroup counts. Enrolling a cgroup again changes its values. Entries go
+ * with UNENROLL and with the module; they hold neither the cgroup nor the module,
+ * and a cgroup made anew under an old name is another one. Without effect while
+ * the module parameter policy is "armed".
+ *
+ * Both calls: EPERM without CAP_SYS_ADMIN in the initial user namespace. EBADF: not
+ * the directory of a cgroup of the default hierarchy. ENOENT: that cgroup is gone.
+ * ENROLL: EINVAL: the root cgroup, unknown flags, too many helpers. ENOSPC: there
+ * are ASYNCFORK_MAX_ENTRIES.
+ */
+#define ASYNCFORK_MAX_ENTRIES	4096
+
+struct asyncfork_enroll {
+	__u64 size;
+	__s32 cgroup_fd;		/* its directory */
+	__u32 flags;			/* none defined yet: must be 0 */
+	__u64 min_rss;			/* as in asyncfork_arm */
+	__u32 helpers;			/* as in asyncfork_arm */
+	__u32 reserved;			/* must be 0 */
+};
+
+/*
+ * ASYNCFORK_IOC_UNENROLL: by directory, or by id, which is the way for a cgroup that
+ * is gone; EINVAL: both, or none. ENOENT also: not enrolled.
+ */
+struct asyncfork_unenroll {
+	__u64 size;
+	__u64 cgroup_id;		/* 0: see cgroup_fd */
+	__s32 cgroup_fd;		/* its directory; -1: see cgroup_id */
+	__u32 flags;			/* none defined yet: must be 0 */
+};
+
+/* An enrolled cgroup. */
+struct asyncfork_entry {
+	__u64 size;
+	__u64 cgroup_id;		/* in the default hierarchy */
+	__u64 min_rss;			/* as ENROLL asked for */
+	__u32 helpers;			/* as ENROLL asked for */
+	__u32 flags;			/* none defined yet: 0 */
+	__u64 async;			/* forks that the entry counted for */
+	__u64 stock;
+};
+
+/*
+ * ASYNCFORK_IOC_ENROLLED: the entries, in no order; to a caller without
+ * CAP_SYS_ADMIN in the initial user namespace those of its own cgroup and of
+ * the ones above that.
+ */
+struct asyncfork_enrolled {
+	__u64 size;
+	__u64 entries;			/* address of structs asyncfork_entry */
+	__u32 entry_size;		/* size of each; the caller's is not read */
+	__u32 count;			/* in: room for; out: filled */
+};
+
+/*
  * ASYNCFORK_IOC_REPORT: the last fork that consumed this descriptor's ARM.
  * The counters of a running session are a snapshot. The pids are thread group
  * ids in the caller's pid namespace, also of processes that are gone, and 0
@@ -123,7 +210,7 @@ struct asyncfork_report {
 	__u32 outcome;			/* enum asyncfork_outcome */
 	__u32 reason;			/* enum asyncfork_reason */
 	__u32 state;			/* enum asyncfork_state */
-	__u32 helpers;			/* as the ARM asked for */
+	__u32 helpers;			/* as was asked for */
 	__s32 parent_pid;
 	__s32 child_pid;		/* 0 also: no session, or no child yet */
 	char comm[16];			/* the parent's */
@@ -137,6 +224,10 @@ struct asyncfork_report {
 	__u64 meta_bytes;		/* memory of the side arrays */
 	struct asyncfork_chunks chunks;
 	__u64 pulls[ASYNCFORK_HOOK_MAX];
+	__u64 seq;			/* see RECENT; 0: not there yet */
+	__u64 entry_id;			/* of the cgroup whose entry counted, or 0 */
+	__u32 by;			/* enum asyncfork_by */
+	__u32 reserved;			/* 0 */
 };
 
 /*
@@ -172,18 +263,25 @@ struct asyncfork_stats {
 	struct asyncfork_histogram park;	/* asynchronous forks */
 	struct asyncfork_histogram parent_pull;	/* each pull by a parent */
 	struct asyncfork_histogram copy;	/* those whose session ended */
+	__u64 enrolled;				/* entries now */
+	__u64 async_by_how[ASYNCFORK_BY_MAX];	/* async, by enum asyncfork_by */
+	__u64 stock_by_how[ASYNCFORK_BY_MAX];	/* stock */
 };
 
 /*
- * ASYNCFORK_IOC_RECENT: the last forks that consumed an ARM, newest first; one with
- * a session when that has ended. Unlike in REPORT, their pids are those of the
- * init namespace.
+ * ASYNCFORK_IOC_RECENT: the last forks that were to be asynchronous, newest first;
+ * one with a session when that has ended. The module numbers them, from 1 on in
+ * asyncfork_report.seq, and keeps at least the last 32. A caller with CAP_SYS_ADMIN
+ * in the initial user namespace sees all, with the pids of the initial pid namespace;
+ * another one those whose parent was in its own pid namespace, or below, with
+ * the pids that they had there, and none in a namespace nested 8 deep.
  */
 struct asyncfork_recent {
 	__u64 size;
 	__u64 entries;			/* address of structs asyncfork_report */
 	__u32 entry_size;		/* size of each; the caller's is not read */
 	__u32 count;			/* in: room for; out: filled */
+	__u64 after_seq;		/* only forks with a greater number */
 };
 
 /*
@@ -196,5 +294,8 @@ struct asyncfork_recent {
 #define ASYNCFORK_IOC_REPORT	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA2, __u64)
 #define ASYNCFORK_IOC_STATS	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA3, __u64)
 #define ASYNCFORK_IOC_RECENT	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA4, __u64)
+#define ASYNCFORK_IOC_ENROLL	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA5, __u64)
+#define ASYNCFORK_IOC_UNENROLL	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA6, __u64)
+#define ASYNCFORK_IOC_ENROLLED	_IOWR(ASYNCFORK_IOC_MAGIC, 0xA7, __u64)
 
 #endif /* _UAPI_ASYNCFORK_H */

@@ -30,7 +30,7 @@ const ALLOWED: [fn(&str) -> bool; 2] = [
     |name| name.starts_with("__traceiter_"),
     // Drops a reference on a cgroup: percpu_ref_put() calls the release function that the
     // kernel registered, whose address is taken.
-    |name| name == "memcg_put",
+    |name| name == "af_css_put",
 ];
 
 /// Prints what is found. Whether all of it is harmless.
