@@ -23,7 +23,7 @@
 #include <linux/user_namespace.h>
 
 #include "active.h"
-#include "cgroup.h"
+#include "cgroups.h"
 #include "device.h"
 #include "enroll.h"
 #include "fault.h"

@@ -21,7 +21,7 @@
 #include <linux/string.h>
 
 #include "active.h"
-#include "cgroup.h"
+#include "cgroups.h"
 #include "compat/compat.h"
 #include "enroll.h"
 #include "fault.h"
@@ -36,6 +36,7 @@
  * @helpers: threads that help the child copy
  * @async: forks counted
  * @stock: forks counted
+ * @live: its cgroup is there; of sweep()
  * @rcu: its end
  *
  * A fork may see the new one of @min_rss and @helpers with the old one of the other.
@@ -46,6 +47,7 @@ struct entry {
 	u64 min_rss;
 	unsigned int helpers;
 	atomic64_t async, stock;
+	bool live;
 	struct rcu_head rcu;
 };
 
@@ -233,11 +235,50 @@ void af_enroll_count(u64 cgroup, bool async)
 	rcu_read_unlock();
 }
 
+static void entry_del(struct entry *e)
+{
+	lockdep_assert_held(&enroll_mutex);
+	hlist_del_rcu(&e->node);
+	/* Forks may still look at it. It needs no code of the module's to go. */
+	kfree_rcu(e, rcu);
+	WRITE_ONCE(entries, entries - 1);
+}
+
+/*
+ * Away with the entries of cgroups that are gone. The restarts of a service that
+ * enrols itself must not use the table up.
+ */
+static void sweep(void)
+{
+	struct cgroup *cgrp = NULL;
+	struct hlist_node *next;
+	struct entry *e;
+	unsigned int i;
+
+	lockdep_assert_held(&enroll_mutex);
+	for (i = 0; i < ARRAY_SIZE(table); i++)
+		hlist_for_each_entry(e, &table[i], node)
+			e->live = false;
+	rcu_read_lock();
+	while ((cgrp = af_cgroup_next_live(cgrp))) {
+		e = find(cgroup_id(cgrp));
+		if (e)
+			e->live = true;
+	}
+	rcu_read_unlock();
+	for (i = 0; i < ARRAY_SIZE(table); i++)
+		hlist_for_each_entry_safe(e, next, &table[i], node)
+			if (!e->live)
+				entry_del(e);
+}
+
 static struct entry *entry_new(u64 cgroup)
 {
 	struct entry *e;
 
 	lockdep_assert_held(&enroll_mutex);
+	if (entries >= ASYNCFORK_MAX_ENTRIES)
+		sweep();
 	if (entries >= ASYNCFORK_MAX_ENTRIES)
 		return ERR_PTR(-ENOSPC);
 	e = af_fault() ? NULL : kzalloc(sizeof(*e), GFP_KERNEL);
@@ -266,28 +307,19 @@ long af_enroll_add(u64 cgroup, u64 min_rss, unsigned int helpers)
 	e = old ?: entry_new(cgroup);
 	if (IS_ERR(e)) {
 		ret = PTR_ERR(e);
-		goto unlock;
+		goto update;
 	}
 	WRITE_ONCE(e->min_rss, min_rss);
 	WRITE_ONCE(e->helpers, helpers);
-	if (old)
-		goto unlock;
-	/* With its values; pairs with the look-ups. */
-	hlist_add_head_rcu(&e->node, bucket(cgroup));
-	WRITE_ONCE(entries, entries + 1);
+	if (!old) {
+		/* With its values; pairs with the look-ups. */
+		hlist_add_head_rcu(&e->node, bucket(cgroup));
+		WRITE_ONCE(entries, entries + 1);
+	}
+update:
 	update();
-unlock:
 	mutex_unlock(&enroll_mutex);
 	return ret;
-}
-
-static void entry_del(struct entry *e)
-{
-	lockdep_assert_held(&enroll_mutex);
-	hlist_del_rcu(&e->node);
-	/* Forks may still look at it. It needs no code of the module's to go. */
-	kfree_rcu(e, rcu);
-	WRITE_ONCE(entries, entries - 1);
 }
 
 /**

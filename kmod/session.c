@@ -18,7 +18,7 @@
 #include <linux/timekeeping.h>
 
 #include "active.h"
-#include "cgroup.h"
+#include "cgroups.h"
 #include "fault.h"
 #include "params.h"
 #include "range.h"

@@ -15,7 +15,7 @@
 #include <linux/timekeeping.h>
 #include <linux/user_namespace.h>
 
-#include "cgroup.h"
+#include "cgroups.h"
 #include "enroll.h"
 #include "session.h"
 #include "stats.h"

@@ -7,7 +7,7 @@
 #include <linux/sched.h>
 #include <linux/sched/mm.h>
 
-#include "cgroup.h"
+#include "cgroups.h"
 #include "compat/compat.h"
 #include "fault.h"
 #include "symbols.h"

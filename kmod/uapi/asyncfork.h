@@ -12,9 +12,10 @@
  * where it is read (E2BIG otherwise) and is set to 0 where it is written; what
  * an older caller does not know is left out. A struct that is filled says in its
  * size how much of it was. EINVAL: smaller than in version 2, or in the one that
- * the struct came with; E2BIG: larger than a page. No struct has holes; 32-bit programs have the same. Times are
- * nanoseconds, points in time of the initial namespace's CLOCK_MONOTONIC, sizes
- * are bytes, a chunk is what one PTE table maps (2 MiB).
+ * the struct came with; E2BIG: larger than a page. No struct has holes; 32-bit
+ * programs have the same. Times are nanoseconds, points in time of the initial
+ * namespace's CLOCK_MONOTONIC, sizes are bytes, a chunk is what one PTE table maps
+ * (2 MiB).
  */
 #ifndef _UAPI_ASYNCFORK_H
 #define _UAPI_ASYNCFORK_H
@@ -144,13 +145,14 @@ struct asyncfork_arm {
  * below it, may be asynchronous without an ARM; of several entries that of the
  * nearest cgroup counts. Enrolling a cgroup again changes its values. Entries go
  * with UNENROLL and with the module; they hold neither the cgroup nor the module,
- * and a cgroup made anew under an old name is another one. Without effect while
- * the module parameter policy is "armed".
+ * and a cgroup made anew under an old name is another one. Those of cgroups that
+ * are gone make room when the table is full. Without effect while the module
+ * parameter policy is "armed".
  *
  * Both calls: EPERM without CAP_SYS_ADMIN in the initial user namespace. EBADF: not
  * the directory of a cgroup of the default hierarchy. ENOENT: that cgroup is gone.
- * ENROLL: EINVAL: the root cgroup, unknown flags, too many helpers. ENOSPC: there
- * are ASYNCFORK_MAX_ENTRIES.
+ * EINVAL: the root cgroup, unknown flags, too many helpers. ENOSPC: there are
+ * ASYNCFORK_MAX_ENTRIES.
  */
 #define ASYNCFORK_MAX_ENTRIES	4096
 

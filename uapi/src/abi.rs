@@ -6,11 +6,21 @@ use core::ffi::CStr;
 use rustix::ioctl::{opcode, Opcode};
 
 /// ABI version this crate speaks; see [`Version::abi`].
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
+/// The oldest one, of modules that it works with as well.
+pub const ABI_OLDEST: u32 = 2;
 /// Default path of the device.
 pub const DEVICE: &CStr = c"/dev/asyncfork";
+/// Name of the memfd of which a process maps one page, privately, that is to be served
+/// by an ARM only: not as a member of an enrolled cgroup, nor by policy.
+pub const MARK: &CStr = c"asyncfork:stock";
+/// Cgroups that can be enrolled.
+pub const MAX_ENTRIES: usize = 4096;
 /// Length of the per-hook arrays: room for more hooks than [`Hook`] names.
 pub const HOOK_MAX: usize = 32;
+/// Length of [`Stats::async_by_how`] and [`Stats::stock_by_how`]: room for more than
+/// [`By`] names.
+pub const BY_MAX: usize = 8;
 /// Length of [`Stats::stock_by_reason`]: room for more than [`Reason`] names.
 pub const REASON_MAX: usize = 32;
 /// Length of a [`Histogram`].
@@ -28,10 +38,19 @@ pub const IOC_REPORT: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA2);
 pub const IOC_STATS: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA3);
 /// Fills the reports that a [`Recent`] names.
 pub const IOC_RECENT: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA4);
+/// Takes an [`Enroll`].
+pub const IOC_ENROLL: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA5);
+/// Takes an [`Unenroll`].
+pub const IOC_UNENROLL: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA6);
+/// Fills the entries that an [`Enrolled`] names.
+pub const IOC_ENROLLED: Opcode = opcode::read_write::<u64>(IOC_MAGIC, 0xA7);
 
 /// The header's numeric `#define`s and array bounds, by their C names.
 pub const CONSTANTS: &[(&str, u64)] = &[
     ("ASYNCFORK_ABI_VERSION", ABI_VERSION as u64),
+    ("ASYNCFORK_ABI_OLDEST", ABI_OLDEST as u64),
+    ("ASYNCFORK_MAX_ENTRIES", MAX_ENTRIES as u64),
+    ("ASYNCFORK_BY_MAX", BY_MAX as u64),
     ("ASYNCFORK_REASON_MAX", REASON_MAX as u64),
     ("ASYNCFORK_HOOK_MAX", HOOK_MAX as u64),
     ("ASYNCFORK_BUCKETS", BUCKETS as u64),
@@ -41,6 +60,9 @@ pub const CONSTANTS: &[(&str, u64)] = &[
     ("ASYNCFORK_IOC_REPORT", IOC_REPORT as u64),
     ("ASYNCFORK_IOC_STATS", IOC_STATS as u64),
     ("ASYNCFORK_IOC_RECENT", IOC_RECENT as u64),
+    ("ASYNCFORK_IOC_ENROLL", IOC_ENROLL as u64),
+    ("ASYNCFORK_IOC_UNENROLL", IOC_UNENROLL as u64),
+    ("ASYNCFORK_IOC_ENROLLED", IOC_ENROLLED as u64),
 ];
 
 /// Declares one of the header's enums. Numbers that it does not name, such as
@@ -125,7 +147,7 @@ abi_enum! {
         Disabled = 1, "ASYNCFORK_REASON_DISABLED", "disabled";
         /// The module switched itself off after an inconsistency.
         SwitchedOff = 2, "ASYNCFORK_REASON_SWITCHED_OFF", "switched_off";
-        /// The process is below [`Arm::min_rss`].
+        /// The process is below [`Arm::min_rss`], or that of the [`Entry`].
         MinRss = 3, "ASYNCFORK_REASON_MIN_RSS", "min_rss";
         /// The memory has or had pinned pages.
         Pinned = 4, "ASYNCFORK_REASON_PINNED", "pinned";
@@ -143,6 +165,8 @@ abi_enum! {
         Shared = 10, "ASYNCFORK_REASON_SHARED", "shared";
         /// A memory failure was being dealt with.
         Poison = 11, "ASYNCFORK_REASON_POISON", "poison";
+        /// The process has the [`MARK`], and no ARM.
+        Library = 12, "ASYNCFORK_REASON_LIBRARY", "library";
     }
 }
 
@@ -172,10 +196,28 @@ impl Reason {
             }
             Self::Shared => "another process shares the memory (CLONE_VM, vfork)",
             Self::Poison => "a memory failure was being dealt with; see the kernel log",
+            Self::Library => {
+                "the process's library says that its cgroup's enrolment is not for it \
+                 (ASYNCFORK=off or require)"
+            }
             Self::Unknown(_) => {
                 "the module has a reason that this library does not know; update it"
             }
         }
+    }
+}
+
+abi_enum! {
+    /// Why a fork was to be asynchronous.
+    pub enum By {
+        /// No fork, or a module that does not tell.
+        None = 0, "ASYNCFORK_BY_NONE", "none";
+        /// An ARM, which comes before all others.
+        Arm = 1, "ASYNCFORK_BY_ARM", "arm";
+        /// A cgroup is enrolled.
+        Enrolled = 2, "ASYNCFORK_BY_ENROLLED", "enrolled";
+        /// The module parameter `policy` is `all`.
+        Policy = 3, "ASYNCFORK_BY_POLICY", "policy";
     }
 }
 
@@ -430,12 +472,29 @@ impl Histogram {
 abi_argument! {
     /// What the module speaks.
     pub struct Version = "asyncfork_version" {
-        /// The module's [`ABI_VERSION`].
+        /// The module's [`ABI_VERSION`]. A caller of version 2, whose struct ends before
+        /// [`Version::oldest`], is told 2.
         pub abi: u32,
         /// Upper bound of [`Arm::helpers`].
         pub max_helpers: u32,
         /// None defined yet: 0.
         pub features: u64,
+        /// The oldest ABI whose callers the module serves; 0 from one of version 2.
+        pub oldest: u32,
+        /// 0.
+        pub reserved: u32,
+    }
+}
+
+impl Version {
+    /// Whether this crate works with the module.
+    pub const fn is_usable(&self) -> bool {
+        let oldest = if self.oldest == 0 {
+            self.abi
+        } else {
+            self.oldest
+        };
+        self.abi >= ABI_OLDEST && oldest <= ABI_VERSION
     }
 }
 
@@ -453,13 +512,78 @@ abi_argument! {
 }
 
 abi_argument! {
+    /// Every fork of a process in a cgroup, or below it, may be asynchronous without an
+    /// ARM; see [`Device::enroll`].
+    ///
+    /// [`Device::enroll`]: crate::Device::enroll
+    pub struct Enroll = "asyncfork_enroll" {
+        /// The cgroup's directory, in the default hierarchy.
+        pub cgroup_fd: i32,
+        /// None defined yet: must be 0.
+        pub flags: u32,
+        /// Bytes resident; smaller processes use a stock fork.
+        pub min_rss: u64,
+        /// Threads that help the child copy.
+        pub helpers: u32,
+        /// Must be 0.
+        pub reserved: u32,
+    }
+}
+
+abi_argument! {
+    /// The entry to take away; see [`Device::unenroll`].
+    ///
+    /// [`Device::unenroll`]: crate::Device::unenroll
+    pub struct Unenroll = "asyncfork_unenroll" {
+        /// The cgroup's id, 0: that of `cgroup_fd`.
+        pub cgroup_id: u64,
+        /// The cgroup's directory, -1: see `cgroup_id`.
+        pub cgroup_fd: i32,
+        /// None defined yet: must be 0.
+        pub flags: u32,
+    }
+}
+
+abi_argument! {
+    /// An enrolled cgroup.
+    pub struct Entry = "asyncfork_entry" {
+        /// In the default hierarchy: its directory's inode number.
+        pub cgroup_id: u64,
+        /// As in [`Enroll`].
+        pub min_rss: u64,
+        /// As in [`Enroll`].
+        pub helpers: u32,
+        /// None defined yet: 0.
+        pub flags: u32,
+        /// Asynchronous forks that the entry counted for.
+        pub r#async: u64,
+        /// Stock forks that it counted for.
+        pub stock: u64,
+    }
+}
+
+abi_argument! {
+    /// Where the entries go; see [`Device::enrolled`].
+    ///
+    /// [`Device::enrolled`]: crate::Device::enrolled
+    pub struct Enrolled = "asyncfork_enrolled" {
+        /// Address of an array of [`Entry`].
+        pub entries: u64,
+        /// Bytes of each.
+        pub entry_size: u32,
+        /// Room for so many; from the module: how many it filled.
+        pub count: u32,
+    }
+}
+
+abi_argument! {
     /// The last fork that consumed a descriptor's ARM, or a past one.
     /// The counters of a running session are a snapshot. The pids are thread
     /// group ids in the pid namespace of who asked, also of processes that are
-    /// gone, and 0 where that does not show them; from [`Device::recent`] those of
-    /// the initial namespace.
+    /// gone, and 0 where that does not show them; from [`Device::recent_after`] those
+    /// of the initial namespace to a caller with CAP_SYS_ADMIN there.
     ///
-    /// [`Device::recent`]: crate::Device::recent
+    /// [`Device::recent_after`]: crate::Device::recent_after
     pub struct Report = "asyncfork_report" {
         /// Session number, 0: no session.
         pub id: u64,
@@ -469,7 +593,7 @@ abi_argument! {
         pub reason: u32,
         /// See [`Report::state()`].
         pub state: u32,
-        /// Helper threads, as the ARM asked for.
+        /// Helper threads, as was asked for.
         pub helpers: u32,
         /// The process that forked.
         pub parent_pid: i32,
@@ -497,10 +621,23 @@ abi_argument! {
         pub chunks: Chunks,
         /// Pulls by who asked; see [`Report::pulls_by()`].
         pub pulls: [u64; HOOK_MAX],
+        /// Number among the forks of [`Recent`], from 1 on; 0: not there yet.
+        pub seq: u64,
+        /// The cgroup whose [`Entry`] counted, or 0.
+        pub entry_id: u64,
+        /// See [`Report::by()`].
+        pub by: u32,
+        /// 0.
+        pub reserved: u32,
     }
 }
 
 impl Report {
+    /// Why it was to be asynchronous.
+    pub const fn by(&self) -> By {
+        By::from_raw(self.by)
+    }
+
     /// What became of the fork.
     pub const fn outcome(&self) -> Outcome {
         Outcome::from_raw(self.outcome)
@@ -571,6 +708,12 @@ abi_argument! {
         pub parent_pull: Histogram,
         /// From the end of the fork to the end of the session, of those that ended.
         pub copy: Histogram,
+        /// Enrolled cgroups now.
+        pub enrolled: u64,
+        /// Asynchronous forks; see [`Stats::async_how()`].
+        pub async_by_how: [u64; BY_MAX],
+        /// Stock forks; see [`Stats::stock_how()`].
+        pub stock_by_how: [u64; BY_MAX],
     }
 }
 
@@ -584,12 +727,22 @@ impl Stats {
     pub fn pulls_by(&self, hook: Hook) -> u64 {
         slot(&self.pulls, hook.raw())
     }
+
+    /// Asynchronous forks by `by`; 0 for a number beyond the array.
+    pub fn async_how(&self, by: By) -> u64 {
+        slot(&self.async_by_how, by.raw())
+    }
+
+    /// Stock forks by `by`; 0 for a number beyond the array.
+    pub fn stock_how(&self, by: By) -> u64 {
+        slot(&self.stock_by_how, by.raw())
+    }
 }
 
 abi_argument! {
-    /// Where the last forks go; see [`Device::recent`].
+    /// Where the last forks go; see [`Device::recent_after`].
     ///
-    /// [`Device::recent`]: crate::Device::recent
+    /// [`Device::recent_after`]: crate::Device::recent_after
     pub struct Recent = "asyncfork_recent" {
         /// Address of an array of [`Report`].
         pub entries: u64,
@@ -597,6 +750,8 @@ abi_argument! {
         pub entry_size: u32,
         /// Room for so many; from the module: how many it filled.
         pub count: u32,
+        /// Only forks with a greater [`Report::seq`].
+        pub after_seq: u64,
     }
 }
 
@@ -615,6 +770,7 @@ mod tests {
             assert_eq!(Reason::from_raw(raw).raw(), raw);
             assert_eq!(State::from_raw(raw).raw(), raw);
             assert_eq!(Hook::from_raw(raw).raw(), raw);
+            assert_eq!(By::from_raw(raw).raw(), raw);
         }
         assert_eq!(Outcome::from_raw(9), Outcome::Unknown(9));
         assert_eq!(Outcome::from_raw(9).to_string(), "unknown(9)");
@@ -637,6 +793,13 @@ mod tests {
                 format!("ASYNCFORK_REASON_{}", variant.label().to_uppercase())
             );
         }
+        for (variant, &(c_name, raw)) in By::ALL.iter().zip(By::VALUES) {
+            assert_eq!(variant.raw(), raw, "{c_name}");
+            assert_eq!(
+                c_name,
+                format!("ASYNCFORK_BY_{}", variant.label().to_uppercase())
+            );
+        }
     }
 
     #[test]
@@ -644,8 +807,14 @@ mod tests {
         let stats = Stats {
             stock_by_reason: [3; REASON_MAX],
             pulls: [5; HOOK_MAX],
+            async_by_how: [7; BY_MAX],
+            stock_by_how: [9; BY_MAX],
             ..Stats::default()
         };
+        assert_eq!(stats.async_how(By::Enrolled), 7);
+        assert_eq!(stats.stock_how(By::Policy), 9);
+        assert_eq!(stats.async_how(By::Unknown(8)), 0);
+        assert_eq!(stats.stock_how(By::Unknown(8)), 0);
         assert_eq!(stats.stock_by(Reason::Pinned), 3);
         assert_eq!(stats.stock_by(Reason::Unknown(32)), 0);
         assert_eq!(stats.pulls_by(Hook::Exit), 5);
@@ -667,6 +836,25 @@ mod tests {
         check::<Report>();
         check::<Stats>();
         check::<Recent>();
+        check::<Enroll>();
+        check::<Unenroll>();
+        check::<Entry>();
+        check::<Enrolled>();
+    }
+
+    #[test]
+    fn modules_of_this_abi_and_of_the_one_before_are_usable() {
+        let usable = |abi, oldest| {
+            Version {
+                abi,
+                oldest,
+                ..Version::default()
+            }
+            .is_usable()
+        };
+        assert!(usable(2, 0) && usable(3, 2) && usable(4, 2) && usable(4, 3));
+        assert!(!usable(0, 0) && !usable(1, 0) && !usable(3, 4) && !usable(4, 0));
+        assert!(!usable(5, 4));
     }
 
     #[test]

@@ -10,14 +10,15 @@ use core::ffi::CStr;
 use core::fmt;
 use core::mem::ManuallyDrop;
 
-use rustix::fd::AsFd;
+use rustix::fd::{AsFd, AsRawFd, BorrowedFd};
 use rustix::fs::{fstat, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::ioctl::{ioctl, Opcode, Updater};
 
 use crate::abi::{
-    AbiArgument, Arm, Recent, Report, Stats, Version, ABI_VERSION, DEVICE, IOC_ARM, IOC_RECENT,
-    IOC_REPORT, IOC_STATS, IOC_VERSION,
+    AbiArgument, Arm, Enroll, Enrolled, Entry, Recent, Report, Stats, Unenroll, Version,
+    ABI_OLDEST, ABI_VERSION, DEVICE, IOC_ARM, IOC_ENROLL, IOC_ENROLLED, IOC_RECENT, IOC_REPORT,
+    IOC_STATS, IOC_UNENROLL, IOC_VERSION,
 };
 use crate::fd::Fd;
 
@@ -38,7 +39,7 @@ pub enum Error {
     Ioctl(IoctlName, Errno),
     /// The module speaks another ABI.
     #[error(
-        "speaks ABI {found}, this library ABI {ABI_VERSION}; \
+        "speaks ABI {found}, this library ABI {ABI_OLDEST} and {ABI_VERSION}; \
          install module and library of the same release"
     )]
     Abi {
@@ -60,6 +61,12 @@ pub enum IoctlName {
     Stats,
     /// `ASYNCFORK_IOC_RECENT`
     Recent,
+    /// `ASYNCFORK_IOC_ENROLL`
+    Enroll,
+    /// `ASYNCFORK_IOC_UNENROLL`
+    Unenroll,
+    /// `ASYNCFORK_IOC_ENROLLED`
+    Enrolled,
 }
 
 impl IoctlName {
@@ -71,6 +78,9 @@ impl IoctlName {
             Self::Report => "REPORT",
             Self::Stats => "STATS",
             Self::Recent => "RECENT",
+            Self::Enroll => "ENROLL",
+            Self::Unenroll => "UNENROLL",
+            Self::Enrolled => "ENROLLED",
         }
     }
 }
@@ -96,6 +106,7 @@ impl fmt::Display for Name {
             Errno::NOENT => "ENOENT",
             Errno::NOMEM => "ENOMEM",
             Errno::NOSYS => "ENOSYS",
+            Errno::NOSPC => "ENOSPC",
             Errno::NOTDIR => "ENOTDIR",
             Errno::NOTTY => "ENOTTY",
             Errno::NXIO => "ENXIO",
@@ -123,18 +134,33 @@ const fn open_hint(errno: Errno) -> &'static str {
 
 const fn ioctl_hint(name: IoctlName, errno: Errno) -> &'static str {
     match (name, errno) {
+        (IoctlName::Enroll | IoctlName::Unenroll | IoctlName::Enrolled, Errno::NOTTY) => {
+            "; the module is older than enrolment: load that of this release"
+        }
         (_, Errno::NOTTY) => {
-            "; this is not the asyncfork device, or its module speaks another ABI than 2; \
+            "; this is not the asyncfork device, or its module speaks another ABI than 2 and 3; \
              install module and library of the same release"
         }
         (IoctlName::Arm, Errno::BUSY) => "; this descriptor is armed already",
         (IoctlName::Arm, Errno::INVAL) => "; too many helper threads",
+        (IoctlName::Enroll | IoctlName::Unenroll, Errno::PERM) => {
+            "; this takes CAP_SYS_ADMIN, outside of containers' user namespaces"
+        }
+        (IoctlName::Enroll | IoctlName::Unenroll, Errno::BADF) => {
+            "; that is no cgroup's directory in the default hierarchy (cgroup version 2)"
+        }
+        (IoctlName::Enroll, Errno::INVAL) => {
+            "; the root cgroup cannot be enrolled, or too many helper threads"
+        }
+        (IoctlName::Enroll, Errno::NOENT) => "; the cgroup is gone",
+        (IoctlName::Unenroll, Errno::NOENT) => "; it is not enrolled, or gone",
+        (IoctlName::Enroll, Errno::NOSPC) => "; too many cgroups are enrolled",
         _ => "",
     }
 }
 
-// The hint above names the version in plain text.
-const _: () = assert!(ABI_VERSION == 2);
+// The hint above names the versions in plain text.
+const _: () = assert!(ABI_OLDEST == 2 && ABI_VERSION == 3);
 
 /// Which object a descriptor refers to. A program may close descriptors that
 /// are not its own and get their numbers again for something else.
@@ -208,13 +234,13 @@ impl Device {
         self.fill::<IOC_VERSION, Version>(IoctlName::Version)
     }
 
-    /// [`Device::version`], if it is the ABI of this crate.
+    /// [`Device::version`], if it is an ABI of this crate: its own or the one before.
     ///
     /// # Errors
     /// [`Error::Abi`], and those of [`Device::version`].
     pub fn check_abi(&self) -> Result<Version, Error> {
         let version = self.version()?;
-        if version.abi == ABI_VERSION {
+        if version.is_usable() {
             Ok(version)
         } else {
             Err(Error::Abi { found: version.abi })
@@ -248,23 +274,105 @@ impl Device {
         self.fill::<IOC_STATS, Stats>(IoctlName::Stats)
     }
 
-    /// Fills `entries` with the last forks that consumed an ARM, newest first; one
-    /// with a session when that has ended. Their pids are those of the initial
-    /// namespace. The module keeps at least 32.
+    /// [`Device::recent_after`] without a number: all that the module remembers.
+    ///
+    /// # Errors
+    /// As [`Device::recent_after`].
+    pub fn recent(&self, entries: &mut [Report]) -> Result<usize, Error> {
+        self.recent_after(0, entries)
+    }
+
+    /// Fills `entries` with the last forks that were to be asynchronous and whose
+    /// [`Report::seq`] is greater than `seq`, newest first; one with a session when that
+    /// has ended. The module keeps at least 32.
+    ///
+    /// To a caller with CAP_SYS_ADMIN in the initial user namespace it tells all, with
+    /// the pids of the initial pid namespace; to others those of their own and the ones
+    /// below it, as seen there.
+    ///
+    /// Returns how many it filled.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`]: `TOOBIG` for a number, from a module of ABI 2, which has none;
+    /// [`Error::Lost`].
+    pub fn recent_after(&self, seq: u64, entries: &mut [Report]) -> Result<usize, Error> {
+        let mut recent = Recent {
+            entries: entries.as_mut_ptr() as u64,
+            entry_size: size_of::<Report>() as u32,
+            count: u32::try_from(entries.len()).unwrap_or(u32::MAX),
+            after_seq: seq,
+            ..Recent::default()
+        };
+        self.call::<IOC_RECENT, Recent>(IoctlName::Recent, &mut recent)?;
+        Ok(entries.len().min(recent.count as usize))
+    }
+
+    /// Enrols a cgroup, by its directory in the default hierarchy: from now on every fork
+    /// of a process in it, or below it, may be asynchronous without an ARM, if the process
+    /// has `min_rss` bytes resident. Changes the values of one that is enrolled. The entry
+    /// goes with [`Device::unenroll`] and with the module, not with the device.
+    ///
+    /// # Errors
+    /// [`Error::Ioctl`]: `PERM` without CAP_SYS_ADMIN in the initial user namespace;
+    /// `BADF` if it is not such a directory, `NOENT` if the cgroup is gone; `INVAL` for the
+    /// root cgroup or too many helpers; `NOSPC` beyond [`MAX_ENTRIES`]; `NOTTY` from a module
+    /// of ABI 2. [`Error::Lost`].
+    ///
+    /// [`MAX_ENTRIES`]: crate::MAX_ENTRIES
+    pub fn enroll(&self, cgroup: BorrowedFd<'_>, min_rss: u64, helpers: u32) -> Result<(), Error> {
+        let mut enroll = Enroll {
+            cgroup_fd: cgroup.as_raw_fd(),
+            min_rss,
+            helpers,
+            ..Enroll::default()
+        };
+        self.call::<IOC_ENROLL, Enroll>(IoctlName::Enroll, &mut enroll)
+    }
+
+    /// Takes a cgroup's entry away, by its directory.
+    ///
+    /// # Errors
+    /// As [`Device::enroll`]; `NOENT` also if it is not enrolled.
+    pub fn unenroll(&self, cgroup: BorrowedFd<'_>) -> Result<(), Error> {
+        let mut unenroll = Unenroll {
+            cgroup_fd: cgroup.as_raw_fd(),
+            ..Unenroll::default()
+        };
+        self.call::<IOC_UNENROLL, Unenroll>(IoctlName::Unenroll, &mut unenroll)
+    }
+
+    /// Takes a cgroup's entry away, by its id: the cgroup may be gone.
+    ///
+    /// # Errors
+    /// As [`Device::unenroll`]; `INVAL` for 0.
+    pub fn unenroll_id(&self, id: u64) -> Result<(), Error> {
+        let mut unenroll = Unenroll {
+            cgroup_id: id,
+            cgroup_fd: -1,
+            ..Unenroll::default()
+        };
+        self.call::<IOC_UNENROLL, Unenroll>(IoctlName::Unenroll, &mut unenroll)
+    }
+
+    /// Fills `entries` with the enrolled cgroups, in no order; for a caller without
+    /// CAP_SYS_ADMIN in the initial user namespace those that its own processes are in.
+    /// There are at most [`MAX_ENTRIES`]; cgroups that are gone may be among them.
     ///
     /// Returns how many it filled.
     ///
     /// # Errors
     /// [`Error::Ioctl`], [`Error::Lost`].
-    pub fn recent(&self, entries: &mut [Report]) -> Result<usize, Error> {
-        let mut recent = Recent {
+    ///
+    /// [`MAX_ENTRIES`]: crate::MAX_ENTRIES
+    pub fn enrolled(&self, entries: &mut [Entry]) -> Result<usize, Error> {
+        let mut enrolled = Enrolled {
             entries: entries.as_mut_ptr() as u64,
-            entry_size: size_of::<Report>() as u32,
+            entry_size: size_of::<Entry>() as u32,
             count: u32::try_from(entries.len()).unwrap_or(u32::MAX),
-            ..Recent::default()
+            ..Enrolled::default()
         };
-        self.call::<IOC_RECENT, Recent>(IoctlName::Recent, &mut recent)?;
-        Ok(entries.len().min(recent.count as usize))
+        self.call::<IOC_ENROLLED, Enrolled>(IoctlName::Enrolled, &mut enrolled)?;
+        Ok(entries.len().min(enrolled.count as usize))
     }
 
     fn check_ours(&self) -> Result<(), Error> {
@@ -289,7 +397,7 @@ impl Device {
     ) -> Result<(), Error> {
         self.check_ours()?;
         // SAFETY: the module writes no more than the size that an AbiArgument begins
-        // with and what a Recent has room for, another device no more than the 8 bytes
+        // with and what a Recent or an Enrolled has room for, another device no more than the 8 bytes
         // that OPCODE carries; any bit pattern is a valid AbiStruct.
         unsafe { ioctl(&*self.fd, Updater::<OPCODE, T>::new(value)) }
             .map_err(|errno| Error::Ioctl(name, errno))
@@ -310,7 +418,7 @@ impl Drop for Device {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rustix::fd::{AsRawFd, FromRawFd, OwnedFd};
+    use rustix::fd::{FromRawFd, OwnedFd};
 
     #[test]
     fn a_missing_device_says_what_to_do() {
@@ -332,7 +440,10 @@ mod tests {
         let device = Device::open_at(c"/dev/null").unwrap();
         let error = device.check_abi().unwrap_err();
         assert_eq!(error, Error::Ioctl(IoctlName::Version, Errno::NOTTY));
-        assert!(error.to_string().contains("another ABI than 2"), "{error}");
+        assert!(
+            error.to_string().contains("another ABI than 2 and 3"),
+            "{error}"
+        );
         let arm = Arm::default();
         assert_eq!(
             device.arm(&arm).unwrap_err(),

@@ -32,6 +32,10 @@ fn structs() -> Vec<Mirror> {
         mirror::<Report>(),
         mirror::<Stats>(),
         mirror::<Recent>(),
+        mirror::<Enroll>(),
+        mirror::<Unenroll>(),
+        mirror::<Entry>(),
+        mirror::<Enrolled>(),
     ]
 }
 
@@ -41,13 +45,15 @@ fn enums() -> Vec<(&'static str, &'static [(&'static str, u32)])> {
         ("asyncfork_reason", Reason::VALUES),
         ("asyncfork_state", State::VALUES),
         ("asyncfork_hook", Hook::VALUES),
+        ("asyncfork_by", By::VALUES),
     ]
 }
 
 /// Enums that end with an array bound.
-const BOUNDS: [(&str, &str); 2] = [
+const BOUNDS: [(&str, &str); 3] = [
     ("asyncfork_reason", "ASYNCFORK_REASON_MAX"),
     ("asyncfork_hook", "ASYNCFORK_HOOK_MAX"),
+    ("asyncfork_by", "ASYNCFORK_BY_MAX"),
 ];
 
 fn header_path() -> PathBuf {
@@ -203,7 +209,7 @@ fn every_define_is_mirrored() {
     let mut theirs = Header::read().defines;
     theirs.extend(BOUNDS.map(|(_, bound)| bound.to_owned()));
     let mut ours: Vec<String> = CONSTANTS.iter().map(|c| c.0.to_owned()).collect();
-    ours.push("ASYNCFORK_DEVICE".to_owned());
+    ours.extend(["ASYNCFORK_DEVICE", "ASYNCFORK_MARK"].map(str::to_owned));
     theirs.sort();
     ours.sort();
     assert_eq!(theirs, ours);
@@ -215,9 +221,13 @@ fn sizes_offsets_and_numbers_agree_with_the_compiler() {
     let mut program = String::from(
         "#include <stddef.h>\n#include <stdio.h>\n#include \"asyncfork.h\"\n\
          #define SHOW(name, value) printf(\"%s %llu\\n\", name, (unsigned long long)(value))\n\
-         int main(void)\n{\n\tprintf(\"device %s\\n\", ASYNCFORK_DEVICE);\n",
+         int main(void)\n{\n\tprintf(\"device %s, mark %s\\n\", ASYNCFORK_DEVICE, ASYNCFORK_MARK);\n",
     );
-    let mut expected = format!("device {}\n", DEVICE.to_str().unwrap());
+    let mut expected = format!(
+        "device {}, mark {}\n",
+        DEVICE.to_str().unwrap(),
+        MARK.to_str().unwrap()
+    );
     let mut show = |name: &str, c_expression: &str, value: u64| {
         writeln!(program, "\tSHOW(\"{name}\", {c_expression});").unwrap();
         writeln!(expected, "{name} {value}").unwrap();

@@ -4,7 +4,7 @@
  */
 #include <linux/err.h>
 
-#include "cgroup.h"
+#include "cgroups.h"
 
 /**
  * af_cgroup_next - a cgroup of the calling thread
@@ -17,6 +17,24 @@
 struct cgroup *af_cgroup_next(struct cgroup *cgrp)
 {
 	return cgrp ? cgroup_parent(cgrp) : task_dfl_cgroup(current);
+}
+
+/**
+ * af_cgroup_next_live - a cgroup that is not gone
+ * @cgrp: NULL, for the first; otherwise the one before
+ *
+ * Context: RCU, for all of a walk. It misses none that was there when it began and
+ * is when it ends.
+ * Return: the next one of the default hierarchy; NULL after the last.
+ */
+struct cgroup *af_cgroup_next_live(struct cgroup *cgrp)
+{
+	struct cgroup_subsys_state *css = cgrp ? &cgrp->self : NULL;
+
+	do
+		css = css_next_descendant_pre(css, &cgrp_dfl_root.cgrp.self);
+	while (css && !(READ_ONCE(css->flags) & CSS_ONLINE));
+	return css ? container_of(css, struct cgroup, self) : NULL;
 }
 
 /* The cgroup of the calling thread. */
