@@ -59,7 +59,7 @@ impl Once {
                 Error::Ioctl(IoctlName::Arm, Errno::BUSY) => 10,
                 Error::Ioctl(IoctlName::Arm, _) => 11,
                 Error::Ioctl(IoctlName::Report, _) => 12,
-                Error::Ioctl(IoctlName::Stats | IoctlName::Recent, _) => 13,
+                Error::Ioctl(_, _) => 13,
             },
         };
         1u64.wrapping_shl(index)

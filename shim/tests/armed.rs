@@ -101,15 +101,26 @@ fn another_abi_is_a_warning_that_names_both() {
     let finished = fixture
         .program("forks")
         .args(&["times=2", "fork=fork"])
-        .fake_module(&["abi=3"])
+        .fake_module(&["abi=4"])
         .succeed_loaded();
     finished
         .expect_stdout(&"fork gave a child\n".repeat(2))
         .expect_log(
             1,
-            "warn: stock fork: /dev/null speaks ABI 3, this library ABI 2; install",
+            "warn: stock fork: /dev/null speaks ABI 4, this library ABI 2 and 3; install",
         );
     assert_eq!(finished.sequence(), ["version", "fork", "version", "fork"]);
+}
+
+#[test]
+fn a_module_of_the_abi_before_is_used() {
+    let fixture = Fixture::new();
+    let finished = fixture
+        .program("forks")
+        .args(&["times=1", "fork=fork"])
+        .fake_module(&["abi=2"])
+        .succeed_loaded();
+    finished.expect_log(1, ASYNC);
 }
 
 #[test]
@@ -408,8 +419,8 @@ mod require {
                 "fork refused (ASYNCFORK=require): switched_off: the module",
             ),
             (
-                "abi=3",
-                "fork refused (ASYNCFORK=require): /dev/null speaks ABI 3",
+                "abi=4",
+                "fork refused (ASYNCFORK=require): /dev/null speaks ABI 4",
             ),
             (
                 &arm_fails,
