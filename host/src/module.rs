@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use anyhow::{anyhow, bail, Context, Result};
-use asyncfork_uapi::{Device, Report, Stats};
+use asyncfork_uapi::{Device, Entry, Report, Stats, MAX_ENTRIES};
 
 use crate::kernel::on_debug_kernel;
 use crate::wait::poll_until;
@@ -210,13 +210,24 @@ pub fn quiet_stats() -> Result<Stats> {
     }
 }
 
-/// The last forks that consumed an ARM, newest first; see [`Device::recent`].
+/// The last forks that were to be asynchronous, newest first; see [`Device::recent`].
 ///
 /// # Errors
 /// Those of [`Device::recent`].
 pub fn recent(device: &Device) -> Result<Vec<Report>> {
     let mut entries = vec![Report::default(); 256];
     let count = device.recent(&mut entries).map_err(device_error)?;
+    entries.truncate(count);
+    Ok(entries)
+}
+
+/// The enrolled cgroups; see [`Device::enrolled`].
+///
+/// # Errors
+/// Those of [`Device::enrolled`].
+pub fn enrolled(device: &Device) -> Result<Vec<Entry>> {
+    let mut entries = vec![Entry::default(); MAX_ENTRIES];
+    let count = device.enrolled(&mut entries).map_err(device_error)?;
     entries.truncate(count);
     Ok(entries)
 }

@@ -6,7 +6,7 @@ use crate::sys;
 use crate::verdict::{TestResult, Verdict};
 use asyncfork_host::module::{self, ModuleFile};
 pub use asyncfork_host::module::{device_error, parameter};
-use asyncfork_uapi::{Device, Report, Stats};
+use asyncfork_uapi::{Device, Entry, Report, Stats};
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -85,9 +85,14 @@ pub fn open() -> TestResult<Device> {
     Ok(module::open()?)
 }
 
-/// The last forks that consumed an ARM, newest first.
+/// The last forks that were to be asynchronous, newest first.
 pub fn recent(device: &Device) -> TestResult<Vec<Report>> {
     Ok(module::recent(device)?)
+}
+
+/// The enrolled cgroups.
+pub fn enrolled(device: &Device) -> TestResult<Vec<Entry>> {
+    Ok(module::enrolled(device)?)
 }
 
 /// Loads a module of the distribution.

@@ -8,7 +8,7 @@ use crate::ctx::Ctx;
 use crate::hold;
 use crate::leak;
 use crate::mem::probe;
-use crate::module::Module;
+use crate::module::{self, Module};
 use crate::procfs;
 use crate::sys::{self, Exit};
 use crate::verdict::{Context, TestResult, Verdict};
@@ -213,6 +213,13 @@ impl Runner<'_> {
         }
         self.module.set("enabled", 1)?;
         self.module.set("park_partial", 0)?;
+        self.module.set("policy", "enrolled")?;
+        self.module.set("policy_min_rss", 1 << 30)?;
+        let device = module::open()?;
+        for entry in module::enrolled(&device)? {
+            let gone = device.unenroll_id(entry.cgroup_id);
+            gone.map_err(module::device_error)?;
+        }
         if self.module.injects_faults()? {
             self.module.set("fault_count", 0)?;
             self.module.set("fault_linger_pid", 0)?;

@@ -396,6 +396,23 @@ mod tests {
     }
 
     #[test]
+    fn a_module_that_switches_itself_off_is_one_finding_with_its_stack() {
+        let log = "\
+[   60.000001] asyncfork: page table slot of a parked chunk was not empty (at 7f0000000000); switched off
+[   60.000002] CPU: 0 PID: 300 Comm: redis-server Tainted: G           OE      6.1.0-56-amd64 #1  Debian 6.1.180-1
+[   60.000003] Call Trace:
+[   60.000004]  <TASK>
+[   60.000005]  dump_stack_lvl+0x44/0x5c
+[   60.000006]  af_switch_off.cold+0x1b/0x20 [asyncfork]
+";
+        let found = scan(log);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].line.ends_with("switched off"));
+        // What the module says of its parameter on a healthy machine is none.
+        assert_eq!(scan("[ 60.1] asyncfork: loaded, ABI version 3\n"), []);
+    }
+
+    #[test]
     fn repeated_complaints_are_counted_per_test() {
         let log = "\
 [ 1.0] asyncfork-test: a
