@@ -1,0 +1,337 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The running kernel, the loaded module, its device, and the system's settings.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::Path;
+
+use asyncfork_uapi::Reason;
+use nix::sys::stat::{major, minor};
+
+use super::finding::{self as f, Findings};
+use super::kernel;
+use crate::commands::hidden;
+use crate::ctx::Ctx;
+use crate::host::Host;
+use crate::module::{self, Policy, State};
+use crate::pause::meminfo;
+use crate::process::Process;
+use crate::{cgroup, library, modprobe};
+
+/// Makes udev make the node again.
+pub const MAKE_NODE: &str = "udevadm trigger --action=add /sys/class/misc/asyncfork";
+
+/// Module and device.
+pub fn check(ctx: &Ctx<'_>, findings: &mut Findings) {
+    if module::is_loaded(&ctx.host) {
+        loaded(ctx, findings);
+    } else {
+        not_loaded(ctx, findings);
+    }
+}
+
+fn not_loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
+    let host = &ctx.host;
+    let release = ctx.kernel();
+    let file = kernel::module_file(host, &release);
+    if !kernel::is_supported(&release) {
+        findings.add(
+            &f::KERNEL_UNSUPPORTED,
+            format!(
+                "uname -r says {release}; tested series: {}",
+                kernel::series()
+            ),
+            match file {
+                Some(_) => {
+                    "boot a tested kernel; at your own risk: modprobe asyncfork allow_untested=1"
+                }
+                None => "boot a tested kernel",
+            },
+        );
+        return;
+    }
+    let Some(file) = file else {
+        findings.add(
+            &f::MODULE_MISSING,
+            format!("no asyncfork.ko below /lib/modules/{release}"),
+            build(host, &release),
+        );
+        return;
+    };
+    if let Some(why) = kernel::signatures_enforced(host) {
+        match kernel::is_signed(host, &file) {
+            Some(true) => {}
+            Some(false) => {
+                findings.add(
+                    &f::MODULE_UNSIGNED,
+                    format!("{why}, and {} has no signature", file.display()),
+                    sign(&release),
+                );
+                return;
+            }
+            None => findings.unknown(
+                "the module's signature",
+                format!("modinfo cannot read {}", file.display()),
+            ),
+        }
+    }
+    findings.add(
+        &f::MODULE_NOT_LOADED,
+        format!("{} is there, {} is not", file.display(), module::SYSFS),
+        "modprobe asyncfork; if it refuses, dmesg says why",
+    );
+}
+
+/// The line that builds the module for a release.
+pub fn build(host: &Host, release: &str) -> String {
+    let build = format!("dkms autoinstall -k {release}");
+    if kernel::has_headers(host, release) {
+        build
+    } else {
+        format!("apt install linux-headers-{release} && {build}")
+    }
+}
+
+/// The line that signs it.
+pub fn sign(release: &str) -> String {
+    format!(
+        "mokutil --import /var/lib/dkms/mok.pub (reboot and enrol the key once), then dkms install --force asyncfork/{} -k {release}",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
+    let host = &ctx.host;
+    let module = (ctx.connect)(host, &ctx.device);
+    let asked = module.and_then(|module| {
+        let version = module.version()?;
+        Ok((
+            version,
+            version.is_usable().then(|| module.stats()).transpose()?,
+        ))
+    });
+    let stats = match asked {
+        Ok((_, Some(stats))) => Some(stats),
+        Ok((version, None)) => {
+            findings.add(
+                &f::MODULE_ABI,
+                module::abi_mismatch(&version),
+                "install command and module of the same release, then modprobe -r asyncfork && modprobe asyncfork",
+            );
+            None
+        }
+        Err(e) => {
+            if !node(host, &ctx.device, Path::new("/"), MAKE_NODE, findings) {
+                findings.unknown("the module's totals", format!("{e:#}"));
+            }
+            None
+        }
+    };
+    match State::of(host, stats.as_ref()) {
+        State::SwitchedOff(why) => findings.add(
+            &f::MODULE_SWITCHED_OFF,
+            why.unwrap_or_else(|| "its statistics say so; the kernel log has a warning".into()),
+            "keep the kernel log and report it, then modprobe -r asyncfork && modprobe asyncfork",
+        ),
+        State::Off => {
+            let places = modprobe::off_at_load(host);
+            let (more, fix) = if places.is_empty() {
+                (String::new(), "asyncfork on")
+            } else {
+                (
+                    format!("; also {}", places.join(", ")),
+                    "asyncfork on --persist",
+                )
+            };
+            findings.add(
+                &f::MODULE_OFF,
+                format!("{}: N{more}", module::parameter_path("enabled").display()),
+                fix,
+            );
+        }
+        State::On | State::NotLoaded => {}
+    }
+    let Some(stats) = stats else {
+        return;
+    };
+    if stats.enrolled > 0 && module::policy(host) == Some(Policy::Armed) {
+        findings.add(
+            &f::MODULE_POLICY,
+            format!(
+                "{} cgroups are enrolled, and {} is armed",
+                stats.enrolled,
+                module::parameter_path("policy").display()
+            ),
+            "echo enrolled > /sys/module/asyncfork/parameters/policy",
+        );
+    }
+    if stats.stock_by(Reason::Limit) > 0 {
+        let limit = module::parameter(host, "max_sessions")
+            .and_then(|n| n.parse::<u64>().ok())
+            .unwrap_or(1024);
+        findings.add(
+            &f::MODULE_LIMIT,
+            format!(
+                "{} forks since the module was loaded; max_sessions is {limit}",
+                stats.stock_by(Reason::Limit)
+            ),
+            format!(
+                "echo {} > /sys/module/asyncfork/parameters/max_sessions",
+                limit * 2
+            ),
+        );
+    }
+    if stats.killed > 0 {
+        findings.add(
+            &f::MODULE_KILLED,
+            format!("{} children since the module was loaded", stats.killed),
+            "give the service's cgroup, or the machine, more memory; asyncfork explain and the kernel log tell which",
+        );
+    }
+}
+
+/// Looks at a device node below `root`, which may be that of another process.
+/// Whether something was found.
+pub fn node(host: &Host, device: &Path, root: &Path, fix: &str, findings: &mut Findings) -> bool {
+    let path = root.join(device.strip_prefix("/").unwrap_or(device));
+    let metadata = match host.metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            findings.add(
+                &f::DEVICE_MISSING,
+                format!("there is no {}", path.display()),
+                fix,
+            );
+            return true;
+        }
+        Err(_) => return false,
+    };
+    if let Some(evidence) = stale(host, &path, &metadata) {
+        findings.add(
+            &f::DEVICE_STALE,
+            evidence,
+            format!("rm {} && {fix}", path.display()),
+        );
+        return true;
+    }
+    false
+}
+
+/// In which way a node is not the module's.
+pub fn stale(host: &Host, path: &Path, metadata: &std::fs::Metadata) -> Option<String> {
+    let wanted = host.line("/sys/class/misc/asyncfork/dev")?;
+    if !metadata.file_type().is_char_device() {
+        return Some(format!(
+            "{} is no device; the module's is {wanted}",
+            path.display()
+        ));
+    }
+    let found = format!("{}:{}", major(metadata.rdev()), minor(metadata.rdev()));
+    (found != wanted).then(|| format!("{} is {found}; the module's is {wanted}", path.display()))
+}
+
+/// Tries the hooks.
+pub fn self_test(ctx: &Ctx<'_>, findings: &mut Findings) {
+    match hidden::run_self_test(ctx) {
+        Ok(found) if found.passed => {}
+        Ok(found) => {
+            let bad: Vec<_> = found
+                .lines
+                .into_iter()
+                .filter(|line| {
+                    ["DID NOT FIRE", "WRONG", "INCONCLUSIVE", "FAILED"]
+                        .iter()
+                        .any(|word| line.contains(word))
+                })
+                .collect();
+            findings.add(
+                &f::MODULE_HOOKS,
+                bad.join("; "),
+                "asyncfork off, then report it with the kernel's release and its log",
+            );
+        }
+        Err(e) => findings.unknown("the hooks", format!("{e:#}")),
+    }
+}
+
+/// What the system is set to.
+pub fn check_system(ctx: &Ctx<'_>, process: Option<&Process>, findings: &mut Findings) {
+    let host = &ctx.host;
+    // A module that says why it is off does not warn when it switches itself off.
+    let warns = module::is_loaded(host) && module::parameter(host, "state").is_none();
+    if warns
+        && host
+            .line("/proc/sys/kernel/panic_on_warn")
+            .is_some_and(|n| n != "0")
+    {
+        findings.add(
+            &f::KERNEL_PANIC_ON_WARN,
+            "kernel.panic_on_warn is 1, and this module warns when it switches itself off",
+            "sysctl kernel.panic_on_warn=0",
+        );
+    }
+    let preload = host.read("/etc/ld.so.preload").unwrap_or_default();
+    if let Some(entry) = preload
+        .split_whitespace()
+        .find(|entry| library::is_ours(entry))
+    {
+        findings.add(
+            &f::LIBRARY_EVERYWHERE,
+            format!("/etc/ld.so.preload has {entry}"),
+            format!(r"sed -i '\,{},d' /etc/ld.so.preload, and asyncfork enable UNIT for those that are to have it", library::NAME),
+        );
+    }
+    if let Err(e) = cgroup::mount(host) {
+        findings.add(
+            &f::CGROUP_V1,
+            format!("{e:#}"),
+            "boot with systemd.unified_cgroup_hierarchy=1, or use the library: --via preload",
+        );
+    }
+    overcommit(host, process, findings);
+    if let Some(process) = process {
+        let always = host.line("/sys/kernel/mm/transparent_hugepage/enabled");
+        if always.is_some_and(|text| text.contains("[always]"))
+            && process.status.thp_enabled != Some(false)
+        {
+            findings.add(
+                &f::MEMORY_THP,
+                format!(
+                    "transparent_hugepage/enabled is always, and process {} has not opted out",
+                    process.pid
+                ),
+                "echo madvise > /sys/kernel/mm/transparent_hugepage/enabled",
+            );
+        }
+    }
+}
+
+fn overcommit(host: &Host, process: Option<&Process>, findings: &mut Findings) {
+    let bytes = |name| meminfo(host, name).unwrap_or(0);
+    let private = process.map(|p| p.status.vmdata.unwrap_or(0) << 10);
+    let evidence = match host.line("/proc/sys/vm/overcommit_memory").as_deref() {
+        Some("2") => {
+            let left = bytes("CommitLimit").saturating_sub(bytes("Committed_AS"));
+            match private {
+                Some(private) if private <= left => return,
+                Some(private) => format!("vm.overcommit_memory is 2; {left} bytes may be promised, a fork promises up to {private}"),
+                None => "vm.overcommit_memory is 2".into(),
+            }
+        }
+        Some("0") => {
+            let all = bytes("MemTotal") + bytes("SwapTotal");
+            match private {
+                Some(private) if private > all => {
+                    format!("vm.overcommit_memory is 0; a fork promises up to {private} bytes, memory and swap are {all}")
+                }
+                _ => return,
+            }
+        }
+        _ => return,
+    };
+    findings.add(
+        &f::MEMORY_OVERCOMMIT,
+        evidence,
+        "sysctl vm.overcommit_memory=1",
+    );
+}

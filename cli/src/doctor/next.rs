@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The kernel that boots next.
+
+use super::finding::{self as f, Findings};
+use super::{kernel, machine};
+use crate::ctx::Ctx;
+use crate::modprobe;
+
+/// Whether it has the module, and what loads it.
+pub fn check(ctx: &Ctx<'_>, findings: &mut Findings) {
+    let host = &ctx.host;
+    let Some(release) = kernel::next(host) else {
+        findings.unknown(
+            "the kernel that boots next",
+            "there is none in /boot: is this a container?",
+        );
+        return;
+    };
+    if !kernel::is_supported(&release) {
+        findings.add(
+            &f::NEXT_UNSUPPORTED,
+            format!(
+                "the newest kernel in /boot is {release}; tested series: {}",
+                kernel::series()
+            ),
+            format!("boot a tested kernel, or remove this one: apt remove linux-image-{release}"),
+        );
+    }
+    match kernel::module_file(host, &release) {
+        // DKMS does not build for it.
+        None if !kernel::is_supported(&release) => {}
+        None => {
+            findings.add(
+                &f::NEXT_MISSING,
+                format!("no asyncfork.ko below /lib/modules/{release}"),
+                machine::build(host, &release),
+            );
+            if !kernel::has_headers(host, &release) {
+                findings.add(
+                    &f::NEXT_HEADERS,
+                    format!("there is no /lib/modules/{release}/build/Makefile"),
+                    format!("apt install linux-headers-{release}"),
+                );
+            }
+        }
+        Some(file) => {
+            if let Some(why) = kernel::signatures_enforced(host) {
+                match kernel::is_signed(host, &file) {
+                    Some(true) => {}
+                    Some(false) => findings.add(
+                        &f::NEXT_UNSIGNED,
+                        format!("{why}, and {} has no signature", file.display()),
+                        machine::sign(&release),
+                    ),
+                    None => findings.unknown(
+                        "the signature of the next module",
+                        format!("modinfo cannot read {}", file.display()),
+                    ),
+                }
+            }
+        }
+    }
+    if !kernel::loaded_at_boot(host) {
+        findings.add(
+            &f::NEXT_NOT_LOADED,
+            "no file in /etc/modules-load.d, /run/modules-load.d or /usr/lib/modules-load.d, nor /etc/modules, names asyncfork",
+            "echo asyncfork > /etc/modules-load.d/asyncfork.conf",
+        );
+    }
+    for place in modprobe::off_at_load(host) {
+        let fix = if place == modprobe::FILE {
+            "asyncfork on --persist".to_owned()
+        } else {
+            format!("take enabled=0 for asyncfork out of {place}")
+        };
+        findings.add(&f::NEXT_OFF, place, fix);
+    }
+}

@@ -1,0 +1,522 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! One process: is it served, and by what is it kept from it.
+
+use std::ffi::CStr;
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+
+use asyncfork_settings::{base_name, names, Mode, Settings};
+use asyncfork_uapi::{Outcome, Reason};
+
+use super::finding::{self as f, Findings};
+use super::{machine, Target};
+use crate::commands::explain::advice;
+use crate::ctx::Ctx;
+use crate::host::Host;
+use crate::module::{self, Enrolment, Policy, ENROLMENT_ABI};
+use crate::out::bytes;
+use crate::process::{Mapped, Process};
+use crate::{cgroup, elf, library};
+
+/// Whether the process is served by the library, its cgroup or the policy.
+pub fn check(ctx: &Ctx<'_>, process: &Process, target: &Target, findings: &mut Findings) -> bool {
+    let by_library = with_library(ctx, process, target, findings);
+    let enrolment = enrolment(ctx, process);
+    if let (Some(enrolment), false) = (&enrolment, by_library) {
+        small(process, enrolment.terms.min_rss, "its enrolment", findings);
+    }
+    let policy = module::policy(&ctx.host);
+    let by_policy = match policy {
+        Some(Policy::All { min_rss }) => process.resident_bytes() >= min_rss,
+        _ => false,
+    };
+    // The library of such a process tells the module not to.
+    let off = findings.has(&f::SETTINGS_OFF);
+    let by_cgroup = enrolment.is_some() && policy != Some(Policy::Armed);
+    let served = by_library || (!off && (by_cgroup || by_policy));
+    let unknown = process.library.is_none();
+    let told = [
+        &f::LIBRARY_NOT_MAPPED,
+        &f::LIBRARY_INCOMPATIBLE,
+        &f::SETTINGS_OFF,
+        &f::MODULE_POLICY,
+    ]
+    .iter()
+    .any(|kind| findings.has(kind));
+    if !served && !unknown && !told {
+        let seen = format!(
+            "process {} ({}) has no {}",
+            process.pid,
+            process.status.name,
+            library::NAME
+        );
+        findings.add(
+            &f::PROCESS_NOT_SERVED,
+            format!("{seen}, {}", not_enrolled(process)),
+            serve(ctx, process, target),
+        );
+    }
+    memory(process, findings);
+    one_cpu(process, findings);
+    last_fork(ctx, process, findings);
+    limit(&ctx.host, process, target, findings);
+    served
+}
+
+fn not_enrolled(process: &Process) -> String {
+    match &process.cgroup {
+        Some(path) => format!("and its cgroup {path} is not enrolled"),
+        None => "and no cgroup that could be enrolled".into(),
+    }
+}
+
+/// The line that makes its forks asynchronous.
+fn serve(ctx: &Ctx<'_>, process: &Process, target: &Target) -> String {
+    let can_enrol = process.cgroup.is_some()
+        && cgroup::mount(&ctx.host).is_ok()
+        && ctx
+            .module()
+            .and_then(|m| m.version())
+            .map_or(true, |v| v.abi >= ENROLMENT_ABI);
+    match (&target.unit, can_enrol) {
+        (Some((unit, _)), true) => format!("asyncfork enable {unit}"),
+        (Some((unit, _)), false) => format!("asyncfork enable {unit} --via preload --restart"),
+        (None, true) => format!("asyncfork enroll --pid {}", process.pid),
+        (None, false) => format!("start it by asyncfork run -- {}", process.status.name),
+    }
+}
+
+/// The enrolment of its cgroup, or of one that this is in.
+fn enrolment(ctx: &Ctx<'_>, process: &Process) -> Option<Enrolment> {
+    let enrolled = ctx.module().ok()?.enrolled().ok()?;
+    let directory = cgroup::directory(&ctx.host, process.cgroup.as_deref()?).ok()?;
+    let ids = cgroup::ids_upwards(&ctx.host, &directory);
+    ids.iter()
+        .find_map(|id| enrolled.iter().find(|e| e.id == *id).copied())
+}
+
+/// Checks the library and its settings; whether they serve the process.
+fn with_library(
+    ctx: &Ctx<'_>,
+    process: &Process,
+    target: &Target,
+    findings: &mut Findings,
+) -> bool {
+    let preload = process.variable("LD_PRELOAD").unwrap_or_default();
+    let named = library::entries(preload).find(|entry| library::is_ours(entry));
+    match (&process.library, named) {
+        (None, _) => {
+            findings.unknown(
+                format!("whether process {} has the library", process.pid),
+                "its maps may not be read: run doctor as root",
+            );
+            return false;
+        }
+        (Some(Mapped::No), None) => return false,
+        (Some(Mapped::No), Some(named)) => {
+            not_mapped(ctx, process, target, named, findings);
+            return false;
+        }
+        (Some(Mapped::Deleted(path)), _) => findings.add(
+            &f::LIBRARY_DELETED,
+            format!(
+                "process {} has {}, which is not the file of that name any more",
+                process.pid,
+                path.display()
+            ),
+            target.restart(),
+        ),
+        (Some(Mapped::Yes(_)), _) => {}
+    }
+    if process.environment.is_none() {
+        findings.unknown(
+            format!("the settings of process {}", process.pid),
+            "its environment may not be read: run doctor as root",
+        );
+    }
+    let get = |name: &CStr| process.variable(name.to_str().ok()?).map(str::as_bytes);
+    let (settings, problems) = Settings::parse(get);
+    for problem in &problems {
+        let evidence = problem.to_string();
+        let name = evidence.split('=').next().unwrap_or_default().to_owned();
+        findings.add(
+            &f::SETTINGS_INVALID,
+            evidence,
+            format!(
+                "correct {name} in its environment, then {}",
+                target.restart()
+            ),
+        );
+    }
+    if !is_wanted(process, &settings) {
+        findings.add(
+            &f::SETTINGS_OFF,
+            match settings.mode {
+                Mode::Off => "ASYNCFORK=off".to_owned(),
+                _ => format!(
+                    "ASYNCFORK_MATCH={}",
+                    String::from_utf8_lossy(settings.programs)
+                ),
+            },
+            format!("take it out of its environment, then {}", target.restart()),
+        );
+        return false;
+    }
+    if settings.mode == Mode::Require {
+        findings.add(
+            &f::SETTINGS_REQUIRE,
+            "ASYNCFORK=require; stop-writes-on-bgsave-error is yes by default",
+            format!(
+                "take ASYNCFORK=require out of its environment, then {}",
+                target.restart()
+            ),
+        );
+    }
+    small(process, settings.min_rss, "ASYNCFORK_MIN_RSS", findings);
+    let device = String::from_utf8_lossy(settings.device.as_c_str().to_bytes()).into_owned();
+    if module::is_loaded(&ctx.host) {
+        device_inside(ctx, process, target, Path::new(&device), findings);
+    }
+    true
+}
+
+fn is_wanted(process: &Process, settings: &Settings<'_>) -> bool {
+    if settings.mode == Mode::Off {
+        return false;
+    }
+    let mut wanted = names(settings.programs).peekable();
+    if wanted.peek().is_none() {
+        return true;
+    }
+    let exe = process
+        .exe
+        .as_ref()
+        .map(|path| path.to_string_lossy().into_owned())
+        .unwrap_or_default();
+    let exe = exe.trim_end_matches(" (deleted)");
+    wanted.any(|name| name == base_name(exe.as_bytes()) || name == process.status.name.as_bytes())
+}
+
+fn small(process: &Process, least: u64, what: &str, findings: &mut Findings) {
+    if process.resident_bytes() < least {
+        findings.add(
+            &f::PROCESS_SMALL,
+            format!(
+                "{} resident, {what} is {}",
+                bytes(process.resident_bytes()),
+                bytes(least)
+            ),
+            "nothing, its forks are short; or lower the size",
+        );
+    }
+}
+
+fn not_mapped(
+    ctx: &Ctx<'_>,
+    process: &Process,
+    target: &Target,
+    named: &str,
+    findings: &mut Findings,
+) {
+    let inside = PathBuf::from(format!("/proc/{}/root", process.pid));
+    let file = inside.join(named.trim_start_matches('/'));
+    let program = PathBuf::from(format!("/proc/{}/exe", process.pid));
+    let evidence = format!("LD_PRELOAD of process {} names {named}", process.pid);
+    if ctx.host.exists(&file) {
+        if let Some(why) = elf::obstacle(&ctx.host, &file, &program) {
+            findings.add(
+                &f::LIBRARY_INCOMPATIBLE,
+                format!("{evidence}: {why}"),
+                other_way(ctx, process, target),
+            );
+            return;
+        }
+    }
+    findings.add(
+        &f::LIBRARY_NOT_MAPPED,
+        format!("{evidence}, and it is not mapped"),
+        match &target.unit {
+            Some((unit, _)) => format!("asyncfork enable {unit} --via preload --restart; journalctl -u {unit} has the loader's reason"),
+            None => format!("look for the loader's message where its standard error goes; the file must be readable for it: ls -l {}", file.display()),
+        },
+    );
+}
+
+/// What serves a program that takes no library.
+fn other_way(ctx: &Ctx<'_>, process: &Process, target: &Target) -> String {
+    match (&target.unit, serve(ctx, process, target)) {
+        (_, way) if !way.contains("preload") && !way.contains("run --") => way,
+        (Some((unit, _)), _) => format!(
+            "asyncfork enable {unit}, with a module that has enrolment (ABI {ENROLMENT_ABI})"
+        ),
+        (None, _) => format!(
+            "asyncfork enroll --pid {}, with a module that has enrolment (ABI {ENROLMENT_ABI})",
+            process.pid
+        ),
+    }
+}
+
+/// The device as the process sees it.
+fn device_inside(
+    ctx: &Ctx<'_>,
+    process: &Process,
+    target: &Target,
+    device: &Path,
+    findings: &mut Findings,
+) {
+    let root = PathBuf::from(format!("/proc/{}/root", process.pid));
+    let path = root.join(device.strip_prefix("/").unwrap_or(device));
+    let show = match &target.unit {
+        Some((unit, _)) => format!("asyncfork enable {unit} --via preload --restart"),
+        None => format!(
+            "give it {}: a container, by --device {}; then restart it",
+            device.display(),
+            device.display()
+        ),
+    };
+    let metadata = match ctx.host.metadata(&path) {
+        Ok(metadata) => metadata,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            // Not in the host's either: that is the host's finding.
+            if !findings.has(&f::DEVICE_MISSING) {
+                findings.add(
+                    &f::DEVICE_HIDDEN,
+                    format!(
+                        "there is no {} for process {}",
+                        device.display(),
+                        process.pid
+                    ),
+                    show,
+                );
+            }
+            return;
+        }
+        Err(e) => {
+            findings.unknown(
+                format!("the device as process {} sees it", process.pid),
+                format!("{}: {e}", path.display()),
+            );
+            return;
+        }
+    };
+    if let Some(evidence) = machine::stale(&ctx.host, &path, &metadata) {
+        findings.add(&f::DEVICE_STALE, evidence, target.restart());
+        return;
+    }
+    if !may_open(process, &metadata) {
+        findings.add(
+            &f::DEVICE_DENIED,
+            format!(
+                "{} is {:o} {}:{}; process {} is user {}, groups {:?}",
+                device.display(),
+                metadata.mode() & 0o777,
+                metadata.uid(),
+                metadata.gid(),
+                process.pid,
+                process.status.euid,
+                process.status.groups
+            ),
+            show,
+        );
+        return;
+    }
+    if let Some((unit, shown)) = &target.unit {
+        let policy = shown.get("DevicePolicy");
+        let strict = shown.get("PrivateDevices") == "yes"
+            || matches!(policy, "closed" | "strict")
+            || !shown.get("DeviceAllow").is_empty();
+        if strict && !shown.get("DeviceAllow").contains("asyncfork") {
+            findings.add(
+                &f::DEVICE_DENIED,
+                format!(
+                    "{unit} has DevicePolicy={policy}, and no DeviceAllow= for {}",
+                    device.display()
+                ),
+                show,
+            );
+        }
+    }
+}
+
+/// Whether the mode of a node lets a process read and write it.
+fn may_open(process: &Process, metadata: &Metadata) -> bool {
+    let status = &process.status;
+    may(
+        metadata.mode(),
+        metadata.uid(),
+        metadata.gid(),
+        status.euid,
+        status.egid,
+        &status.groups,
+    )
+}
+
+fn may(mode: u32, uid: u32, gid: u32, euid: u32, egid: u32, groups: &[u32]) -> bool {
+    let shift = if euid == uid {
+        6
+    } else if egid == gid || groups.contains(&gid) {
+        3
+    } else {
+        0
+    };
+    euid == 0 || mode >> shift & 0o6 == 0o6
+}
+
+fn memory(process: &Process, findings: &mut Findings) {
+    let descriptor = |starts: &[&str]| {
+        let mut all = process.descriptors.iter();
+        all.find(|link| starts.iter().any(|start| link.starts_with(start)))
+            .cloned()
+    };
+    let pinned = process.status.vmpin.unwrap_or(0);
+    let evidence = if pinned > 0 {
+        Some(format!("{} pinned now (VmPin)", bytes(pinned << 10)))
+    } else {
+        descriptor(&["/dev/infiniband/uverbs", "/dev/vfio/"])
+            .map(|link| format!("it has {link} open"))
+    };
+    if let Some(evidence) = evidence {
+        findings.add(&f::PROCESS_PINNED, evidence, advice(Reason::Pinned));
+    }
+    if let Some(link) = descriptor(&["anon_inode:kvm-vm", "/dev/nvidia", "/dev/kfd"]) {
+        findings.add(
+            &f::PROCESS_NOTIFIER,
+            format!("it has {link} open"),
+            advice(Reason::Notifier),
+        );
+    }
+    if let Some(link) = descriptor(&["anon_inode:[userfaultfd]"]) {
+        findings.add(
+            &f::PROCESS_UFFD,
+            format!("it has {link} open"),
+            advice(Reason::Uffd),
+        );
+    }
+}
+
+fn one_cpu(process: &Process, findings: &mut Findings) {
+    if process.cpus() != Some(1)
+        || process
+            .variable("ASYNCFORK_THREADS")
+            .is_some_and(|n| n != "0")
+    {
+        return;
+    }
+    let cpu = process
+        .status
+        .cpus_allowed_list
+        .as_ref()
+        .and_then(|list| list.first())
+        .map_or(0, |range| range.0);
+    findings.add(
+        &f::PROCESS_ONE_CPU,
+        format!("Cpus_allowed_list of process {} is {cpu}", process.pid),
+        format!(
+            "taskset -apc {cpu},{} {}, or ASYNCFORK_THREADS=1",
+            cpu + 1,
+            process.pid
+        ),
+    );
+}
+
+fn last_fork(ctx: &Ctx<'_>, process: &Process, findings: &mut Findings) {
+    let Ok(forks) = ctx.module().and_then(|module| module.recent()) else {
+        return;
+    };
+    let Some(last) = forks
+        .iter()
+        .rev()
+        .find(|fork| fork.0.parent_pid == process.pid)
+    else {
+        return;
+    };
+    let reason = last.0.reason();
+    let usual = matches!(
+        reason,
+        Reason::MinRss | Reason::Nothing | Reason::Disabled | Reason::SwitchedOff
+    );
+    if last.0.outcome() == Outcome::Stock && !usual {
+        findings.add(
+            &f::PROCESS_LAST_STOCK,
+            format!("reason {}: {}", reason.label(), reason.explain()),
+            advice(reason),
+        );
+    }
+}
+
+/// Memory limits of its cgroup and of those above it.
+fn limit(host: &Host, process: &Process, target: &Target, findings: &mut Findings) {
+    let Some(directory) = process
+        .cgroup
+        .as_deref()
+        .and_then(|path| cgroup::directory(host, path).ok())
+    else {
+        return;
+    };
+    let Ok(mount) = cgroup::mount(host) else {
+        return;
+    };
+    let needed = process.page_table_bytes();
+    for directory in directory.ancestors().take_while(|dir| *dir != mount) {
+        let (Some(max), Some(now)) = (
+            cgroup::number(host, directory, "memory.max"),
+            cgroup::number(host, directory, "memory.current"),
+        ) else {
+            continue;
+        };
+        // What the kernel drops before it kills.
+        let stat = host.read(directory.join("memory.stat")).unwrap_or_default();
+        let cache: u64 = ["inactive_file ", "active_file "]
+            .iter()
+            .filter_map(|name| {
+                stat.lines()
+                    .find_map(|l| l.strip_prefix(name)?.parse::<u64>().ok())
+            })
+            .sum();
+        let left = max.saturating_sub(now.saturating_sub(cache));
+        if left < needed {
+            let more = max + (needed - left).next_multiple_of(1 << 20);
+            let is_units = target.unit.as_ref().is_some_and(|(_, shown)| {
+                shown
+                    .cgroup()
+                    .is_some_and(|path| mount.join(path.trim_start_matches('/')) == directory)
+            });
+            let fix = match &target.unit {
+                Some((unit, _)) if is_units => {
+                    format!("systemctl set-property {unit} MemoryMax={more}")
+                }
+                _ => format!("echo {more} > {}/memory.max", directory.display()),
+            };
+            findings.add(
+                &f::MEMORY_LIMIT,
+                format!(
+                    "{}: {} left of {}, the child's page tables take {}",
+                    directory.display(),
+                    bytes(left),
+                    bytes(max),
+                    bytes(needed)
+                ),
+                fix,
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn modes_decide_who_opens_the_device() {
+        assert!(may(0o660, 0, 990, 101, 102, &[102, 990]));
+        assert!(may(0o660, 0, 102, 101, 102, &[]));
+        assert!(!may(0o660, 0, 990, 101, 102, &[102]));
+        assert!(!may(0o640, 0, 990, 101, 102, &[990]));
+        assert!(may(0o600, 0, 0, 0, 0, &[]));
+        assert!(may(0o666, 0, 0, 101, 102, &[]));
+        // An owner's bits hold for the owner, whatever the others are.
+        assert!(!may(0o066, 101, 0, 101, 102, &[]));
+    }
+}
