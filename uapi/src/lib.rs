@@ -17,4 +17,6 @@ mod fd;
 pub use abi::*;
 pub use device::{Device, Error, FileId, IoctlName};
 pub use fd::Fd;
+/// Of std, if rustix is built with it; otherwise rustix's own.
+pub use rustix::fd::BorrowedFd;
 pub use rustix::io::Errno;

@@ -16,6 +16,7 @@ use crate::{claim, require};
 use asyncfork_uapi::{self as abi, Arm, Device, Histogram, Outcome as Fate, Reason, Report, State};
 use std::fs::{self, OpenOptions};
 use std::io;
+use std::mem::offset_of;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
@@ -24,7 +25,7 @@ use std::process::Command;
 const PATH: &str = "/dev/asyncfork";
 
 /// Forks that the module remembers: AF_RECENT.
-const RING: usize = 32;
+const RING: usize = 256;
 
 pub const TESTS: &[Test] = &[
     Test::new("device_says_which_abi_it_speaks", version)
@@ -46,6 +47,9 @@ pub const TESTS: &[Test] = &[
     .module()
     .quick(),
     Test::new("structs_without_their_size_are_refused", wrong_sizes).module(),
+    Test::new("callers_of_abi_2_are_served", abi_2)
+        .module()
+        .quick(),
     Test::new("programs_of_32_bits_are_served", compat).module(),
     Test::new(
         "second_arm_of_a_descriptor_gives_ebusy_and_the_first_one_counts",
@@ -150,6 +154,12 @@ fn version(_: &Ctx) -> TestResult<String> {
         "features {:#x}: none are defined",
         v.features
     );
+    claim!(
+        v.oldest == abi::ABI_OLDEST && v.reserved == 0 && v.is_usable(),
+        "callers from ABI {} on are served, want {}",
+        v.oldest,
+        abi::ABI_OLDEST
+    );
     Ok(format!("ABI {}, up to {} helpers", v.abi, v.max_helpers))
 }
 
@@ -200,16 +210,22 @@ pub fn raw_ioctl(file: &fs::File, number: u32, arg: usize) -> io::Result<i32> {
     cvt(unsafe { libc::ioctl(file.as_raw_fd(), u64::from(number), arg) })
 }
 
+/// All that there are.
+const KNOWN: [u32; 8] = [
+    abi::IOC_VERSION,
+    abi::IOC_ARM,
+    abi::IOC_REPORT,
+    abi::IOC_STATS,
+    abi::IOC_RECENT,
+    abi::IOC_ENROLL,
+    abi::IOC_UNENROLL,
+    abi::IOC_ENROLLED,
+];
+
 fn unknown_ioctls(_: &Ctx) -> TestResult<String> {
     let file = raw_open()?;
     let mut buffer = vec![0u64; 2048];
-    let known = [
-        abi::IOC_VERSION,
-        abi::IOC_ARM,
-        abi::IOC_REPORT,
-        abi::IOC_STATS,
-        abi::IOC_RECENT,
-    ];
+    let known = KNOWN;
     // An unused number, the known numbers with another size, another direction and another type.
     let mut numbers = vec![0x0000_af7f, 0x8008_afff, 0, u32::MAX, 0x5401];
     for n in known {
@@ -254,13 +270,7 @@ fn bad_arguments(_: &Ctx) -> TestResult<String> {
             "{helpers} helpers give {result:?}, want EINVAL"
         );
     }
-    for n in [
-        abi::IOC_VERSION,
-        abi::IOC_ARM,
-        abi::IOC_REPORT,
-        abi::IOC_STATS,
-        abi::IOC_RECENT,
-    ] {
+    for n in KNOWN {
         for addr in [0, 0x1000, usize::MAX - 4095] {
             let result = raw_ioctl(&file, n, addr);
             claim!(
@@ -878,6 +888,70 @@ fn recent_stock(ctx: &Ctx) -> TestResult<String> {
     Ok(format!("cgroup {inode}"))
 }
 
+/// Bytes of the structs in version 2, of those that have grown since.
+const VERSION_2: usize = offset_of!(abi::Version, oldest);
+const REPORT_2: usize = offset_of!(Report, seq);
+const STATS_2: usize = offset_of!(abi::Stats, enrolled);
+const RECENT_2: usize = offset_of!(abi::Recent, after_seq);
+
+/// The sizes are those of version 2 as it was released.
+const _: () = assert!(VERSION_2 == 24 && REPORT_2 == 440 && STATS_2 == 1656 && RECENT_2 == 24);
+
+fn abi_2(ctx: &Ctx) -> TestResult<String> {
+    let file = raw_open()?;
+    let ask = |number: u32, size: usize| -> TestResult<Vec<u64>> {
+        let mut words = argument(size);
+        raw_ioctl(&file, number, words.as_mut_ptr() as usize)?;
+        claim!(
+            words[0] == size as u64 && words[size / 8..].iter().all(|&w| w == u64::MAX),
+            "ioctl {number:#x} fills {} bytes of {size}, and behind them {:x?}",
+            words[0],
+            &words[size / 8..]
+        );
+        Ok(words)
+    };
+    let version = ask(abi::IOC_VERSION, VERSION_2)?;
+    claim!(
+        version[1] as u32 == 2,
+        "a caller of version 2 is told {}",
+        version[1] as u32
+    );
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let arm = Arm::default();
+    raw_ioctl(&file, abi::IOC_ARM, &raw const arm as usize)?;
+    let child = forked(&arena)?;
+    let fate = |report: &[u64]| (report[2] as u32, (report[4] >> 32) as i32);
+    let want = (Fate::Async.raw(), child);
+    let report = ask(abi::IOC_REPORT, REPORT_2)?;
+    claim!(fate(&report) == want, "REPORT gives {:?}", fate(&report));
+    ask(abi::IOC_STATS, STATS_2)?;
+
+    // The last two forks, as entries of that size.
+    let mut entries = vec![u64::MAX; 2 * REPORT_2 / 8 + 8];
+    let found = sys::poll_until(|| -> TestResult<Option<()>> {
+        let mut recent = argument(RECENT_2);
+        recent[1] = entries.as_mut_ptr() as u64;
+        recent[2] = 2 << 32 | REPORT_2 as u64;
+        raw_ioctl(&file, abi::IOC_RECENT, recent.as_mut_ptr() as usize)?;
+        claim!(
+            recent[RECENT_2 / 8..].iter().all(|&w| w == u64::MAX),
+            "RECENT wrote beyond its argument"
+        );
+        Ok((recent[2] >> 32 > 0 && fate(&entries) == want).then_some(()))
+    })?;
+    claim!(
+        found.is_some() && entries[0] == REPORT_2 as u64,
+        "RECENT gives {} bytes, {:?}",
+        entries[0],
+        fate(&entries)
+    );
+    claim!(
+        entries[2 * REPORT_2 / 8..].iter().all(|&w| w == u64::MAX),
+        "RECENT wrote beyond its entries"
+    );
+    Ok(format!("{} bytes a report", entries[0]))
+}
+
 /// Bytes of each struct as this program and the module know it.
 const FILLED: [(u32, usize); 3] = [
     (abi::IOC_VERSION, size_of::<abi::Version>()),
@@ -1021,10 +1095,17 @@ fn compat(_: &Ctx) -> TestResult<String> {
 
 fn wrong_sizes(_: &Ctx) -> TestResult<String> {
     let file = raw_open()?;
-    let arguments = FILLED.into_iter().chain([
+    // As each began: the smallest that the module takes.
+    let arguments = [
+        (abi::IOC_VERSION, VERSION_2),
         (abi::IOC_ARM, size_of::<Arm>()),
-        (abi::IOC_RECENT, size_of::<abi::Recent>()),
-    ]);
+        (abi::IOC_REPORT, REPORT_2),
+        (abi::IOC_STATS, STATS_2),
+        (abi::IOC_RECENT, RECENT_2),
+        (abi::IOC_ENROLL, size_of::<abi::Enroll>()),
+        (abi::IOC_UNENROLL, size_of::<abi::Unenroll>()),
+        (abi::IOC_ENROLLED, size_of::<abi::Enrolled>()),
+    ];
     let mut tried = 0;
     for (number, size) in arguments {
         for (given, errno) in [
@@ -1047,7 +1128,24 @@ fn wrong_sizes(_: &Ctx) -> TestResult<String> {
     }
     for (entry_size, errno) in [
         (0, libc::EINVAL),
-        (size_of::<Report>() - 8, libc::EINVAL),
+        (size_of::<abi::Entry>() - 8, libc::EINVAL),
+        (4096 + 8, libc::E2BIG),
+    ] {
+        let enrolled = abi::Enrolled {
+            entry_size: entry_size as u32,
+            count: 1,
+            ..abi::Enrolled::default()
+        };
+        let result = raw_ioctl(&file, abi::IOC_ENROLLED, &raw const enrolled as usize);
+        claim!(
+            is_errno(&result, errno),
+            "entries of {entry_size} bytes give {result:?}, want errno {errno}"
+        );
+        tried += 1;
+    }
+    for (entry_size, errno) in [
+        (0, libc::EINVAL),
+        (REPORT_2 - 8, libc::EINVAL),
         (4096 + 8, libc::E2BIG),
     ] {
         let recent = abi::Recent {

@@ -7,6 +7,7 @@ mod device;
 mod dump;
 mod eligible;
 mod ends;
+mod enroll;
 mod failfork;
 mod faults;
 mod foreign;
@@ -61,6 +62,7 @@ pub const TESTS: &[&[Test]] = &[
     lock::TESTS,
     refork::TESTS,
     ends::TESTS,
+    enroll::TESTS,
     dump::TESTS,
     foreign::TESTS,
     io::TESTS,

@@ -43,7 +43,7 @@ fn unshare() -> io::Result<()> {
 }
 
 /// Runs `body` as the first process of a new namespace; to be called in a helper.
-fn in_new_namespace(ctx: &Ctx, body: impl FnOnce() -> TestResult) -> TestResult {
+pub(super) fn in_new_namespace(ctx: &Ctx, body: impl FnOnce() -> TestResult) -> TestResult {
     unshare().at("unshare")?;
     let body = || {
         claim!(sys::pid() == 1, "in no new namespace: {}", sys::pid());
@@ -53,7 +53,7 @@ fn in_new_namespace(ctx: &Ctx, body: impl FnOnce() -> TestResult) -> TestResult 
 }
 
 /// The caller's number in the first namespace, which /proc is of.
-fn outer_pid() -> TestResult<i32> {
+pub(super) fn outer_pid() -> TestResult<i32> {
     let link = fs::read_link("/proc/self")?;
     let number = link.to_str().and_then(|l| l.parse().ok());
     number.ok_or_else(|| Verdict::Broken(format!("/proc/self leads to {}", link.display())))

@@ -10,10 +10,10 @@ use crate::hold::Hold;
 use crate::mem::{Arena, Shape, Want, CHUNK_PAGES};
 use crate::procfs;
 use crate::rng::Rng;
-use crate::sys::is_errno;
+use crate::sys::{self, is_errno};
 use crate::verdict::{Context, TestResult, Verdict};
 use asyncfork_host::kernel::kernel_since;
-use asyncfork_uapi::Hook;
+use asyncfork_uapi::{Hook, Reason};
 use std::fs;
 use std::io;
 
@@ -46,6 +46,11 @@ pub const TESTS: &[Test] = &[
     Test::new(
         "tracepoints_of_the_module_tell_of_begin_pulls_and_end",
         tracepoints,
+    )
+    .module(),
+    Test::new(
+        "tracepoint_of_a_fallback_names_process_and_reason",
+        fallback,
     )
     .module(),
 ];
@@ -189,4 +194,26 @@ fn tracepoints(ctx: &Ctx) -> TestResult<String> {
         "{pulls} pulls traced, {by_parent} counted"
     );
     Ok(format!("{pulls} pulls traced"))
+}
+
+fn fallback(ctx: &Ctx) -> TestResult<String> {
+    write("trace", "")?;
+    write("events/asyncfork/asyncfork_stock/enable", "1")?;
+    // With a session that parks nothing, and without one.
+    let nothing = ctx.fork().start(|| Ok(()))?;
+    nothing.finish()?.stock(Reason::Nothing)?;
+    let arena = Arena::new(&mut ctx.rng(), 8)?;
+    let small = ctx.fork().min_rss(1 << 40).start(|| arena.verify())?;
+    small.finish()?.stock(Reason::MinRss)?;
+    write("events/asyncfork/asyncfork_stock/enable", "0")?;
+    let trace = fs::read_to_string(format!("{DIR}/trace"))?;
+    write("trace", "")?;
+    let told: Vec<&str> = trace
+        .lines()
+        .filter_map(|l| l.split_once("asyncfork_stock: ").map(|(_, told)| told))
+        .collect();
+    let want = [Reason::Nothing, Reason::MinRss]
+        .map(|reason| format!("pid={} reason={}", sys::pid(), reason.raw()));
+    claim!(told == want, "traced: {told:?}, want {want:?}");
+    Ok(told.join(", "))
 }
