@@ -4,6 +4,7 @@
  * recent forks
  */
 #include <linux/capability.h>
+#include <linux/lockdep.h>
 #include <linux/log2.h>
 #include <linux/mm_types.h>
 #include <linux/pid.h>
@@ -46,7 +47,7 @@ struct recent {
 
 static DEFINE_SPINLOCK(stats_lock);	/* guards all below */
 static struct asyncfork_stats total;
-static struct recent ring[AF_RECENT];	/* about 190 KiB */
+static struct recent ring[AF_RECENT];	/* 142 KiB */
 static u64 ring_count;			/* of all that were put there */
 
 static u64 count(const struct af_session *s, enum af_count c)
@@ -362,6 +363,23 @@ static bool is_visible(const struct recent *r, const struct af_view *v)
 	       r->report.start_ns >= v->since;
 }
 
+/* Fork number @i, if the ring has it still and the caller may see it. */
+static bool ring_read(u64 i, const struct af_view *v,
+		      struct asyncfork_report *rep)
+{
+	const struct recent *r = &ring[(i - 1) % AF_RECENT];
+
+	lockdep_assert_held(&stats_lock);
+	if (i + AF_RECENT <= ring_count || !is_visible(r, v))
+		return false;
+	*rep = r->report;
+	if (!v->all) {
+		rep->parent_pid = r->seen[v->level].parent;
+		rep->child_pid = r->seen[v->level].child;
+	}
+	return true;
+}
+
 /**
  * af_stats_recent - the next of the last forks, from the newest back
  * @v: whose view
@@ -369,31 +387,28 @@ static bool is_visible(const struct recent *r, const struct af_view *v)
  * @seq: number of the fork before which to go on; then that of this one
  * @rep: filled in
  *
- * One at a time: pulls wait for the lock.
- *
  * Return: whether there was one.
  */
 bool af_stats_recent(const struct af_view *v, u64 after, u64 *seq,
 		     struct asyncfork_report *rep)
 {
-	const struct recent *r;
-	bool found = false;
+	unsigned int n;
+	bool found;
 	u64 i;
 
 	spin_lock(&stats_lock);
-	for (i = min(*seq - 1, ring_count);
-	     !found && i > after && i + AF_RECENT > ring_count; i--) {
-		r = &ring[(i - 1) % AF_RECENT];
-		found = is_visible(r, v);
-		if (!found)
-			continue;
-		*seq = i;
-		*rep = r->report;
-		if (!v->all) {
-			rep->parent_pid = r->seen[v->level].parent;
-			rep->child_pid = r->seen[v->level].child;
+	i = min(*seq - 1, ring_count);
+	spin_unlock(&stats_lock);
+	/* Those that the ring has lost meanwhile are the last to be looked at. */
+	for (n = 0; n < AF_RECENT && i > after; n++, i--) {
+		/* One at a time: pulls wait for the lock. */
+		spin_lock(&stats_lock);
+		found = ring_read(i, v, rep);
+		spin_unlock(&stats_lock);
+		if (found) {
+			*seq = i;
+			return true;
 		}
 	}
-	spin_unlock(&stats_lock);
-	return found;
+	return false;
 }
