@@ -73,7 +73,7 @@ long af_cgroup_of_fd(int fd, u64 *id)
  * A function of its own: the one that calls through a pointer, percpu_ref's. The
  * kernel registered what that points to.
  */
-void af_css_put(struct cgroup_subsys_state *css)
+noinline void af_css_put(struct cgroup_subsys_state *css)
 {
 	css_put(css);
 }
