@@ -64,7 +64,7 @@ pub fn main() -> ExitCode {
         Ok(exit) => exit,
         Err(e) if out::reader_is_gone(&e) => Exit::Done,
         Err(e) => {
-            let message = format!("{e:#}");
+            let message = out::plain(&format!("{e:#}"));
             let _ = writeln!(anstream::stderr(), "asyncfork: {message}");
             let exit = exit::of(&e);
             let exit = if is_run && exit.code() < Exit::RunFailed.code() {

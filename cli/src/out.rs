@@ -120,6 +120,12 @@ pub fn table(header: &[&str]) -> Table {
     table
 }
 
+/// Text of others' making, fit for one line of a terminal.
+pub fn plain(text: &str) -> String {
+    let plain = |c: char| if c.is_control() { '?' } else { c };
+    text.chars().map(plain).collect()
+}
+
 /// Whether an error only says that the reader of our output has gone.
 pub fn reader_is_gone(error: &anyhow::Error) -> bool {
     error
@@ -162,6 +168,11 @@ mod tests {
         assert_eq!(bytes(64 << 20), "64 MiB");
         assert_eq!(bytes(3 << 29), "1.5 GiB");
         assert_eq!(bytes(17), "17 B");
+    }
+
+    #[test]
+    fn nothing_speaks_to_the_terminal_but_we() {
+        assert_eq!(plain("a\x1b[31mb\nc\u{9b}d\u{e4}"), "a?[31mb?c?d\u{e4}");
     }
 
     #[test]

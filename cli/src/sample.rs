@@ -15,9 +15,9 @@ use nix::unistd::{alarm, fork, ForkResult};
 use serde::{Deserialize, Serialize};
 
 use crate::cli::MeasureArgs;
+use crate::exit;
 use crate::host::Host;
 use crate::module::Live;
-use crate::{exit, progress};
 
 /// Bytes that one page table maps.
 pub const CHUNK: usize = 2 << 20;
@@ -84,7 +84,8 @@ pub fn take(device: &std::path::Path, what: &Sampling) -> Result<Samples> {
         .arg(device)
         .env_remove("LD_PRELOAD")
         .stdin(Stdio::null());
-    let output = progress::during("measuring fork()", || command.output())
+    let output = command
+        .output()
         .context("cannot start the measuring process")?;
     if !output.status.success() {
         let said = String::from_utf8_lossy(&output.stderr);

@@ -159,8 +159,8 @@ pub fn show(host: &Host, unit: &Unit) -> Result<Shown> {
     let output = systemctl(host, &["show", "--property", PROPERTIES, "--", &name])?;
     if !output.success {
         return Err(exit::cannot_tell(format!(
-            "systemctl show {name}: {}",
-            one_line(&output.stderr)
+            "systemctl show {name}: {}; without systemd, use --pid, --cgroup or asyncfork run",
+            one_line(&output.stderr).trim_end_matches('.')
         )));
     }
     let mut shown = BTreeMap::<String, String>::new();

@@ -12,6 +12,7 @@ use crate::ctx::Ctx;
 use crate::exit::{self, Exit};
 use crate::out::{self, bytes, duration};
 use crate::pause::available_bytes;
+use crate::progress;
 use crate::sample::{Samples, Sampling, CHUNK};
 
 /// Measures each size, stock and asynchronous.
@@ -49,12 +50,19 @@ pub fn run(ctx: &mut Ctx<'_>, args: &BenchArgs) -> Result<Exit> {
     let mut why = None;
     for &size in &args.sizes {
         let sample = |asynchronous| {
-            (ctx.sample)(&Sampling {
+            let kind = if asynchronous {
+                "asynchronous"
+            } else {
+                "stock"
+            };
+            let what = format!("measuring {kind} forks with {}", bytes(size));
+            let sampling = Sampling {
                 tables: (size / CHUNK as u64) as usize,
                 forks: args.forks,
                 zero: false,
                 asynchronous,
-            })
+            };
+            progress::during(&what, || (ctx.sample)(&sampling))
         };
         let stock = sample(false)?;
         let asynchronous = sample(true);
@@ -147,6 +155,16 @@ mod tests {
         assert_eq!(result.unwrap(), Exit::Done);
         let line = text.lines().last().unwrap();
         assert!(line.starts_with("1 GiB") && line.ends_with("100"), "{text}");
+    }
+
+    #[test]
+    fn json_is_as_documented() {
+        let fake = Fake::new();
+        fake.write("/proc/meminfo", "MemAvailable: 8388608 kB\n");
+        fake.golden("bench", "bench", |ctx| {
+            ctx.sample = Box::new(measured);
+            run(ctx, &args(&[1 << 30]))
+        });
     }
 
     #[test]

@@ -374,5 +374,19 @@ mod tests {
             }];
         });
         fake.golden("enrolled", "enrolled", enrolled);
+        fake.cgroup(REDIS);
+        let args = EnrollArgs {
+            cgroup: Some(REDIS.into()),
+            ..which()
+        };
+        fake.golden("enroll", "enroll", |ctx| enroll(ctx, &args));
+        let out = UnenrollArgs {
+            unit: None,
+            pid: None,
+            cgroup: Some(REDIS.into()),
+            own: false,
+            id: None,
+        };
+        fake.golden("unenroll", "unenroll", |ctx| unenroll(ctx, &out));
     }
 }

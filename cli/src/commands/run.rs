@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `run`: a program with the library preloaded.
 
+use std::env::VarError;
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::unix::process::CommandExt as _;
@@ -26,13 +27,17 @@ pub fn run(ctx: &mut Ctx<'_>, args: &RunArgs) -> Result<Exit> {
     let mut command = Command::new(name);
     command.args(arguments).envs(variables(args));
     match usable(&ctx.host, args, name, std::env::var_os("PATH").as_deref()) {
-        Ok(library) => {
-            let before = std::env::var("LD_PRELOAD").unwrap_or_default();
-            command.env(
-                "LD_PRELOAD",
-                library::preload(&library.to_string_lossy(), &before),
-            );
-        }
+        Ok(library) => match std::env::var("LD_PRELOAD") {
+            Err(VarError::NotUnicode(_)) => log::warn!(
+                "running {} without asyncfork: LD_PRELOAD is no text, and is left as it is",
+                name.to_string_lossy()
+            ),
+            before => {
+                let before = before.unwrap_or_default();
+                let value = library::preload(&library.to_string_lossy(), &before);
+                command.env("LD_PRELOAD", value);
+            }
+        },
         Err(why) => log::warn!(
             "running {} without asyncfork: {why}",
             name.to_string_lossy()

@@ -141,6 +141,15 @@ mod tests {
     }
 
     #[test]
+    fn json_is_as_documented() {
+        let fake = Fake::new();
+        fake.loaded();
+        fake.golden("off", "off", |ctx| {
+            run(ctx, false, &SwitchArgs { persist: true })
+        });
+    }
+
+    #[test]
     fn without_a_module_off_is_so_already_and_on_fails() {
         let fake = Fake::new();
         let (result, text) = switch(&fake, false, true);

@@ -241,6 +241,24 @@ mod tests {
     }
 
     #[test]
+    fn json_is_as_documented() {
+        let fake = Fake::new();
+        fake.loaded().module(|m| {
+            let mut fork = fork(42, Outcome::Async, Reason::None);
+            fork.0.seq = 7;
+            fork.0.by = By::Enrolled.raw();
+            fork.0.entry_id = 4711;
+            m.forks = vec![fork];
+        });
+        let args = WatchArgs {
+            interval: 0.01,
+            count: Some(1),
+            past: true,
+        };
+        fake.golden("watch", "watch", |ctx| run(ctx, &args));
+    }
+
+    #[test]
     fn it_ends_with_the_module() {
         let fake = Fake::new();
         let args = WatchArgs {

@@ -3,6 +3,8 @@
 
 use serde::Serialize;
 
+use crate::out::plain;
+
 /// How much it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -83,7 +85,7 @@ impl Findings {
         evidence: impl Into<String>,
         fix: impl Into<String>,
     ) {
-        let evidence = evidence.into();
+        let evidence = plain(&evidence.into());
         if self
             .findings
             .iter()
@@ -94,15 +96,15 @@ impl Findings {
         self.findings.push(Finding {
             kind,
             evidence,
-            fix: fix.into(),
+            fix: plain(&fix.into()),
         });
     }
 
     /// Says that something is not known.
     pub fn unknown(&mut self, what: impl Into<String>, why: impl Into<String>) {
         self.unknown.push(Unknown {
-            what: what.into(),
-            why: why.into(),
+            what: plain(&what.into()),
+            why: plain(&why.into()),
         });
     }
 

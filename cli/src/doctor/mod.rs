@@ -19,7 +19,7 @@ use crate::out::{self, bytes, duration, styled};
 use crate::pause::{self, Guess, Prediction};
 use crate::process::Process;
 use crate::systemd::{self, Shown, Unit};
-use crate::{cgroup, doctor};
+use crate::{cgroup, doctor, progress};
 
 use finding::{Findings, Severity};
 
@@ -66,7 +66,10 @@ pub fn run(ctx: &mut Ctx<'_>, args: &DoctorArgs) -> Result<Exit> {
     }
     findings.findings.sort_by_key(|f| f.kind.severity);
     let pause = match &target.process {
-        Some(process) if !args.no_measure => Some(predict(ctx, process)),
+        Some(process) if !args.no_measure => {
+            let what = "measuring what fork() costs here";
+            Some(progress::during(what, || predict(ctx, process)))
+        }
         _ => None,
     };
     say(ctx, &target, &findings, pause.as_ref())

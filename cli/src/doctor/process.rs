@@ -22,20 +22,20 @@ use crate::{cgroup, elf, library};
 
 /// Whether the process is served by the library, its cgroup or the policy.
 pub fn check(ctx: &Ctx<'_>, process: &Process, target: &Target, findings: &mut Findings) -> bool {
-    let by_library = with_library(ctx, process, target, findings);
     let enrolment = enrolment(ctx, process);
-    if let (Some(enrolment), false) = (&enrolment, by_library) {
-        small(process, enrolment.terms.min_rss, "its enrolment", findings);
-    }
     let policy = module::policy(&ctx.host);
+    let by_cgroup = enrolment.is_some() && policy != Some(Policy::Armed);
     let by_policy = match policy {
         Some(Policy::All { min_rss }) => process.resident_bytes() >= min_rss,
         _ => false,
     };
-    // The library of such a process tells the module not to.
-    let off = findings.has(&f::SETTINGS_OFF);
-    let by_cgroup = enrolment.is_some() && policy != Some(Policy::Armed);
-    let served = by_library || (!off && (by_cgroup || by_policy));
+    let otherwise = by_cgroup || by_policy;
+    let by_library = with_library(ctx, process, target, otherwise, findings);
+    // The library of a process that is to be left alone tells the module.
+    let served = by_library || (otherwise && !findings.has(&f::SETTINGS_OFF));
+    if let (Some(enrolment), false) = (&enrolment, by_library) {
+        small(process, enrolment.terms.min_rss, "its enrolment", findings);
+    }
     let unknown = process.library.is_none();
     let told = [
         &f::LIBRARY_NOT_MAPPED,
@@ -74,12 +74,12 @@ fn not_enrolled(process: &Process) -> String {
 
 /// The line that makes its forks asynchronous.
 fn serve(ctx: &Ctx<'_>, process: &Process, target: &Target) -> String {
-    let can_enrol = process.cgroup.is_some()
-        && cgroup::mount(&ctx.host).is_ok()
-        && ctx
-            .module()
-            .and_then(|m| m.version())
-            .map_or(true, |v| v.abi >= ENROLMENT_ABI);
+    let directory = process
+        .cgroup
+        .as_deref()
+        .and_then(|path| cgroup::directory(&ctx.host, path).ok());
+    let version = ctx.module().and_then(|module| module.version());
+    let can_enrol = directory.is_some() && version.map_or(true, |v| v.abi >= ENROLMENT_ABI);
     match (&target.unit, can_enrol) {
         (Some((unit, _)), true) => format!("asyncfork enable {unit}"),
         (Some((unit, _)), false) => format!("asyncfork enable {unit} --via preload --restart"),
@@ -97,16 +97,19 @@ fn enrolment(ctx: &Ctx<'_>, process: &Process) -> Option<Enrolment> {
         .find_map(|id| enrolled.iter().find(|e| e.id == *id).copied())
 }
 
-/// Checks the library and its settings; whether they serve the process.
+/// Checks the library and its settings; whether they serve the process. What keeps the
+/// library from it is no finding if it is served otherwise.
 fn with_library(
     ctx: &Ctx<'_>,
     process: &Process,
     target: &Target,
+    otherwise: bool,
     findings: &mut Findings,
 ) -> bool {
     let preload = process.variable("LD_PRELOAD").unwrap_or_default();
     let named = library::entries(preload).find(|entry| library::is_ours(entry));
     match (&process.library, named) {
+        (None, _) if otherwise => return false,
         (None, _) => {
             findings.unknown(
                 format!("whether process {} has the library", process.pid),
@@ -115,6 +118,7 @@ fn with_library(
             return false;
         }
         (Some(Mapped::No), None) => return false,
+        (Some(Mapped::No), Some(_)) if otherwise => return false,
         (Some(Mapped::No), Some(named)) => {
             not_mapped(ctx, process, target, named, findings);
             return false;
@@ -176,7 +180,7 @@ fn with_library(
     }
     small(process, settings.min_rss, "ASYNCFORK_MIN_RSS", findings);
     let device = String::from_utf8_lossy(settings.device.as_c_str().to_bytes()).into_owned();
-    if module::is_loaded(&ctx.host) {
+    if !otherwise && module::is_loaded(&ctx.host) {
         device_inside(ctx, process, target, Path::new(&device), findings);
     }
     true

@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: MIT OR Apache-2.0
+//! The drop-in: what is in it, and what it was made for.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use nix::time::{clock_gettime, ClockId};
+
+use crate::cli::Via;
+use crate::exit;
+use crate::host::{why, Host};
+use crate::library;
+use crate::systemd::{self, Shown, Unit};
+
+/// How every drop-in of this command begins. One that does not is somebody else's.
+pub(super) const MARK: &str = "# Written by asyncfork enable; asyncfork disable removes it.";
+pub(super) const VIA: &str = "# via: ";
+/// Where the package puts this program.
+pub(super) const PROGRAM: &str = "/usr/bin/asyncfork";
+/// The group that may use the device.
+pub const GROUP: &str = "asyncfork";
+
+/// What the drop-in is to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub via: BTreeSet<Via>,
+    pub min_rss: Option<u64>,
+    pub helpers: Option<u32>,
+}
+
+/// What an existing drop-in of ours says; none if there is none.
+pub(super) fn existing(host: &Host, unit: &Unit) -> Result<Option<String>> {
+    let path = unit.drop_in();
+    if !host.exists(&path) {
+        return Ok(None);
+    }
+    let text = host
+        .read(&path)
+        .map_err(|e| exit::failed(format!("{path}: {}", why(&e))))?;
+    if !text.starts_with(MARK) {
+        return Err(exit::failed(format!(
+            "{path} was written by somebody else and is left alone: move it away, then try again"
+        )));
+    }
+    Ok(Some(text))
+}
+
+/// The plan that a drop-in of ours was written by.
+pub(super) fn plan_of(text: &str) -> Plan {
+    let list = text
+        .lines()
+        .find_map(|l| l.strip_prefix(VIA))
+        .unwrap_or_default();
+    let start = text
+        .lines()
+        .find_map(|l| l.strip_prefix("ExecStartPre="))
+        .unwrap_or_default();
+    let words: Vec<_> = start.split_whitespace().collect();
+    let option = |name: &str| {
+        let at = words.iter().position(|w| *w == name)?;
+        words.get(at + 1)?.parse().ok()
+    };
+    Plan {
+        via: [Via::Cgroup, Via::Preload]
+            .into_iter()
+            .filter(|via| list.split(',').any(|word| word.trim() == via.label()))
+            .collect(),
+        min_rss: option("--min-rss").or_else(|| environment(text, "ASYNCFORK_MIN_RSS")),
+        helpers: option("--helpers")
+            .or_else(|| environment(text, "ASYNCFORK_THREADS"))
+            .and_then(|n| u32::try_from(n).ok()),
+    }
+}
+
+fn environment(text: &str, name: &str) -> Option<u64> {
+    let prefix = format!("Environment={name}=");
+    text.lines()
+        .find_map(|l| l.strip_prefix(&prefix)?.parse().ok())
+}
+
+/// The drop-in.
+pub(super) fn text(host: &Host, unit: &Unit, plan: &Plan) -> Result<String> {
+    let ways: Vec<_> = plan.via.iter().map(|via| via.label()).collect();
+    let mut lines = vec![
+        MARK.to_owned(),
+        format!("{VIA}{}", ways.join(",")),
+        "[Service]".to_owned(),
+    ];
+    if plan.via.contains(&Via::Cgroup) {
+        lines.push("# +: outside of the sandbox. -: never keeps the service from starting.".into());
+        let mut command = format!("ExecStartPre=-+{} enroll --self", program(host));
+        if let Some(size) = plan.min_rss {
+            command.push_str(&format!(" --min-rss {size}"));
+        }
+        if let Some(n) = plan.helpers {
+            command.push_str(&format!(" --helpers {n}"));
+        }
+        lines.push(command);
+    }
+    if plan.via.contains(&Via::Preload) {
+        lines.extend(preload(host, unit, plan)?);
+    }
+    Ok(lines.join("\n") + "\n")
+}
+
+/// Where this program is found by systemd.
+pub(super) fn program(host: &Host) -> String {
+    if host.is_executable(PROGRAM) {
+        return PROGRAM.into();
+    }
+    let own = std::env::current_exe().ok().filter(|_| host.is_real());
+    let own = own.map(|path| path.display().to_string());
+    // systemd gives spaces, quotes, `%` and `$` a meaning.
+    let plain = |path: &String| {
+        path.chars()
+            .all(|c| c.is_ascii_alphanumeric() || "/._-+".contains(c))
+    };
+    own.filter(plain).unwrap_or_else(|| PROGRAM.into())
+}
+
+/// What the library needs in this unit, by what the unit itself says.
+fn preload(host: &Host, unit: &Unit, plan: &Plan) -> Result<Vec<String>> {
+    // Also without ours of the template, which one of an instance stands in for.
+    let files = systemd::files(host, unit)?;
+    let others = files
+        .iter()
+        .map(|(_, text)| text.as_str())
+        .filter(|text| !text.starts_with(MARK));
+    let settings = systemd::service_settings(others);
+    let last = |name: &str| {
+        let found = settings.iter().rev().find(|(key, _)| key == name);
+        found.map_or("", |(_, value)| value.as_str())
+    };
+    let yes = |value: &str| matches!(value, "yes" | "true" | "1" | "on");
+    let path = library::installed(host).map_or_else(
+        || format!("{}/{}", library::DIRECTORIES[0], library::NAME),
+        |path| path.display().to_string(),
+    );
+    let before = preloaded(&settings);
+    let mut lines = vec![format!(
+        "Environment={}",
+        quoted("LD_PRELOAD", &library::preload(&path, &before))
+    )];
+    if let Some(size) = plan.min_rss {
+        lines.push(format!("Environment=ASYNCFORK_MIN_RSS={size}"));
+    }
+    if let Some(n) = plan.helpers {
+        lines.push(format!("Environment=ASYNCFORK_THREADS={n}"));
+    }
+    lines.push(format!("SupplementaryGroups={GROUP}"));
+    if !last("NoExecPaths").is_empty() && !path.starts_with("/usr/lib/") {
+        lines.push("# The unit lets nothing be executed but what it lists.".into());
+        lines.push(format!("ExecPaths={path}"));
+    }
+    let policy = last("DevicePolicy");
+    if yes(last("PrivateDevices")) {
+        lines.push("# The unit hides all devices; show it the ordinary ones and ours.".into());
+        lines.push("PrivateDevices=no".into());
+        if policy != "strict" {
+            lines.push("DevicePolicy=closed".into());
+        }
+        lines.push("DeviceAllow=/dev/asyncfork rw".into());
+    } else if matches!(policy, "closed" | "strict") || !last("DeviceAllow").is_empty() {
+        lines.push("DeviceAllow=/dev/asyncfork rw".into());
+    }
+    Ok(lines)
+}
+
+/// The value of LD_PRELOAD that settings of a unit make.
+fn preloaded(settings: &[(String, String)]) -> String {
+    let mut value = String::new();
+    for (_, assignments) in settings.iter().filter(|(key, _)| key == "Environment") {
+        if assignments.is_empty() {
+            value.clear();
+        }
+        for word in shlex::split(assignments).unwrap_or_default() {
+            if let Some(paths) = word.strip_prefix("LD_PRELOAD=") {
+                paths.clone_into(&mut value);
+            }
+        }
+    }
+    value
+}
+
+fn quoted(name: &str, value: &str) -> String {
+    if value.contains([' ', '\t']) {
+        format!("\"{name}={value}\"")
+    } else {
+        format!("{name}={value}")
+    }
+}
+
+/// Whether a unit was started before its drop-in was written.
+pub(super) fn is_older(host: &Host, unit: &Unit, shown: &Shown) -> bool {
+    let started: Option<u64> = shown.get("ActiveEnterTimestampMonotonic").parse().ok();
+    let age = host
+        .metadata(unit.drop_in())
+        .ok()
+        .and_then(|m| m.modified().ok()?.elapsed().ok());
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC)
+        .ok()
+        .map(std::time::Duration::from);
+    match (started, age, now) {
+        (Some(started), Some(age), Some(now)) => now
+            .checked_sub(age)
+            .is_some_and(|written| u128::from(started) < written.as_micros()),
+        _ => false,
+    }
+}
+
+/// What `doctor` looks for: the drop-in of this command, and the ways in it.
+pub fn ways(host: &Host, unit: &Unit) -> Option<BTreeSet<Via>> {
+    let text = host.read(unit.drop_in()).ok()?;
+    Some(if text.starts_with(MARK) {
+        plan_of(&text).via
+    } else {
+        // Somebody's own, as docs/operating.md has it.
+        let mut via = BTreeSet::new();
+        if text.contains(library::NAME) {
+            via.insert(Via::Preload);
+        }
+        if text.contains("asyncfork enroll") {
+            via.insert(Via::Cgroup);
+        }
+        via
+    })
+}
+
+/// Whether a unit's service was started before its drop-in was written.
+pub fn needs_restart(host: &Host, unit: &Unit, shown: &Shown) -> bool {
+    shown.is_active() && is_older(host, unit, shown)
+}
