@@ -50,13 +50,22 @@ pub enum Command {
     ///
     /// If the library cannot be used in it, says so and runs the program all the same. The exit status is that of CMD, or
     /// 125, 126, 127, see below. Other options come before CMD.
+    #[command(
+        after_help = "Exit codes: 125 an error of asyncfork itself, 126 CMD cannot be executed, 127 there is no CMD, otherwise CMD's."
+    )]
     Run(RunArgs),
     /// Look for what keeps forks from being asynchronous, or snapshots from succeeding
     ///
     /// Each finding has a stable id, what was seen, and a line that mends it. With a process, predicts the pause of its next
     /// fork. Reads nothing that disturbs a server: of /proc/PID only status, exe, environ, maps, cgroup and the links in fd.
+    #[command(
+        after_help = "Exit codes: 0 nothing found, 1 something found, 2 wrong input, 3 cannot tell."
+    )]
     Doctor(DoctorArgs),
     /// Totals since the module was loaded
+    #[command(
+        after_help = "Exit codes: 0 forks can be asynchronous, 1 they are stock forks, 3 cannot tell."
+    )]
     Status,
     /// Forks as they happen
     Watch(WatchArgs),

@@ -26,7 +26,7 @@ use std::ffi::OsString;
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use serde_json::json;
 
 use cli::{Cli, Command};
@@ -83,20 +83,56 @@ pub fn main() -> ExitCode {
 }
 
 /// A command line that is wrong, or asks for help.
-fn usage(error: &clap::Error, mut words: impl Iterator<Item = OsString>) -> ExitCode {
-    let _ = error.print();
-    if !error.use_stderr() {
-        return Exit::Done.code().into();
+fn usage(error: &clap::Error, words: impl Iterator<Item = OsString>) -> ExitCode {
+    use clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand as NoCommand;
+    if !error.use_stderr() || error.kind() == NoCommand {
+        let _ = error.print();
+        let exit = if error.use_stderr() {
+            Exit::Input
+        } else {
+            Exit::Done
+        };
+        return exit.code().into();
     }
-    let command = words
-        .by_ref()
-        .skip(1)
-        .find(|word| !word.to_string_lossy().starts_with('-'));
-    let exit = match command {
-        Some(command) if command == "run" => Exit::RunFailed,
-        _ => Exit::Input,
+    let words: Vec<_> = words.skip(1).collect();
+    let command = Cli::command()
+        .get_subcommands()
+        .map(|command| command.get_name().to_owned())
+        .find(|name| {
+            words
+                .iter()
+                .find(|w| !w.to_string_lossy().starts_with('-'))
+                .is_some_and(|w| w == name.as_str())
+        });
+    let is_run = command.as_deref() == Some("run");
+    let exit = if is_run { Exit::RunFailed } else { Exit::Input };
+    let help = match &command {
+        Some(command) => format!("asyncfork {command} --help"),
+        None => "asyncfork --help".into(),
     };
+    let message = format!("{}; see {help}", complaint(&error.render().to_string()));
+    let _ = writeln!(anstream::stderr(), "asyncfork: {message}");
+    if !is_run && words.iter().any(|word| word == "--json") {
+        let error = json!({
+            "schema": out::SCHEMA, "command": command,
+            "error": {"message": message, "exit": exit.code()},
+        });
+        let _ = writeln!(io::stdout(), "{error:#}");
+    }
     exit.code().into()
+}
+
+/// What clap says, in one line: without usage and the way to the help.
+fn complaint(text: &str) -> String {
+    let lines = text
+        .lines()
+        .map(str::trim)
+        .filter(|line| !line.is_empty())
+        .take_while(|line| {
+            !line.starts_with("Usage:") && !line.starts_with("For more information")
+        });
+    let line = lines.collect::<Vec<_>>().join(" ");
+    out::plain(line.strip_prefix("error: ").unwrap_or(&line))
 }
 
 /// Warnings, and with `--verbose` what is done.
@@ -121,5 +157,30 @@ fn log_to_stderr(verbose: bool) {
         } else {
             log::LevelFilter::Warn
         });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_complaint_is_one_line() {
+        let say = |words: &[&str]| {
+            let error = Cli::try_parse_from([&["asyncfork"], words].concat()).unwrap_err();
+            complaint(&error.render().to_string())
+        };
+        assert_eq!(
+            say(&["enroll", "--self", "--min-rss", "64X"]),
+            "invalid value '64X' for '--min-rss <SIZE>': is not a size: write bytes, or a number with K, M, G or T, such as 64M"
+        );
+        assert_eq!(
+            say(&["enable", "x", "--via", "magic"]),
+            "invalid value 'magic' for '--via <WAYS>' [possible values: cgroup, preload]"
+        );
+        assert_eq!(
+            say(&["enable"]),
+            "the following required arguments were not provided: <UNIT>"
+        );
     }
 }

@@ -29,7 +29,8 @@ fn during_each<T>(
 ) -> T {
     let (done, waiting) = channel::<()>();
     thread::scope(|scope| {
-        scope.spawn(move || {
+        // Without a thread to spare, it goes unsaid.
+        let _ = thread::Builder::new().spawn_scoped(scope, move || {
             let start = Instant::now();
             let mut pause = patience;
             while waiting.recv_timeout(pause) == Err(RecvTimeoutError::Timeout) {

@@ -107,6 +107,37 @@ fn usage_errors_are_2_and_those_of_run_125() {
 }
 
 #[test]
+fn wrong_usage_is_one_line_and_json_too() {
+    let output = run(&["doctor", "--json", "--pid", "x"]);
+    assert_eq!(code(&output), 2);
+    assert_eq!(text(&output.stderr).lines().count(), 1);
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["command"], "doctor");
+    assert_eq!(said["error"]["exit"], 2);
+}
+
+#[test]
+fn without_threads_to_spare_it_works_all_the_same() {
+    let limited = format!(
+        "ulimit -u 1; exec setpriv --reuid=65534 --clear-groups {} bench --sizes 32M --forks 1",
+        "\"$0\""
+    );
+    let directory = tempfile::tempdir().unwrap();
+    // Where nobody may run it.
+    let copy = directory.path().join("asyncfork");
+    fs::copy(env!("CARGO_BIN_EXE_asyncfork"), &copy).unwrap();
+    let open = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(directory.path(), open).unwrap();
+    let output = Command::new("bash")
+        .args(["-c", &limited])
+        .arg(&copy)
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert!(!said.contains("panicked"), "{said}");
+}
+
+#[test]
 fn run_passes_the_status_of_the_program_on() {
     assert_eq!(code(&run(&["run", "--", "sh", "-c", "exit 7"])), 7);
     assert_eq!(code(&run(&["run", "/no/such/program"])), 127);
@@ -362,7 +393,11 @@ fn wrong_input_changes_nothing() {
         let output = root.run(args);
         assert_eq!(code(&output), 2, "{args:?} {output:?}");
         assert!(output.stdout.is_empty(), "{args:?}");
-        assert!(!output.stderr.is_empty(), "{args:?}");
+        let said = text(&output.stderr);
+        assert!(
+            said.starts_with("asyncfork: ") && said.lines().count() == 1,
+            "{args:?} {said}"
+        );
     }
     let names: Vec<_> = fs::read_dir(root.path(""))
         .unwrap()

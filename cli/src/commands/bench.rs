@@ -48,7 +48,12 @@ pub fn run(ctx: &mut Ctx<'_>, args: &BenchArgs) -> Result<Exit> {
         "ratio",
     ]);
     let mut why = None;
-    for &size in &args.sizes {
+    // In whole page tables.
+    for size in args
+        .sizes
+        .iter()
+        .map(|size| size / CHUNK as u64 * CHUNK as u64)
+    {
         let sample = |asynchronous| {
             let kind = if asynchronous {
                 "asynchronous"
