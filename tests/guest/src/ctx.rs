@@ -14,6 +14,9 @@ use asyncfork_uapi::{Report, Stats};
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// Of the checkout, in which tests run.
+const COMMAND: &str = "target/release/asyncfork";
+
 /// A test's surroundings.
 pub struct Ctx {
     /// The test's name.
@@ -48,6 +51,16 @@ impl Ctx {
         skip_unless!(!self.shim.as_os_str().is_empty(), "no --shim given");
         skip_unless!(self.shim.exists(), "{} does not exist", self.shim.display());
         Ok(&self.shim)
+    }
+
+    /// The command `asyncfork`; skips the test where there is none.
+    pub fn command(&self) -> TestResult<PathBuf> {
+        let command = std::env::current_dir()?.join(COMMAND);
+        skip_unless!(
+            command.exists(),
+            "no {COMMAND}: scripts/command builds it"
+        );
+        Ok(command)
     }
 
     /// The module's totals; zeros when there is no module.

@@ -97,8 +97,9 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
     }
     let built = gate.stage(
         "build",
-        "cargo build --release --workspace --exclude asyncfork-vm --exclude asyncfork-so",
+        "cargo build --release --workspace --exclude asyncfork-vm --exclude asyncfork-so --exclude asyncfork-cli",
     )? & gate.stage("library", "scripts/library")?
+        & gate.stage("command", "scripts/command")?
         & gate.stage("libcs", "scripts/libcs")?;
     let faults = match built {
         true => fault_tests(root)?,
