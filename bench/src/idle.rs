@@ -2,10 +2,15 @@
 //! What a loaded module costs processes that never arm: small benchmarks of hooked operations, without and with the module
 //! in turn, so that a drift of the machine hits both alike. Counted instead of timed: without, with and without it.
 
+use std::fs::{self, File};
+use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
+
 use anyhow::Context as _;
 use asyncfork_host::module::{self, ModuleFile};
 use asyncfork_host::span::{Span, PAGE};
 use asyncfork_host::sys::{self, cvt};
+use asyncfork_uapi::BorrowedFd;
 use serde_json::json;
 
 use crate::process::expect_success;
@@ -33,7 +38,7 @@ struct Benchmark {
     few: u64,
 }
 
-const BENCHMARKS: [Benchmark; 5] = [
+const BENCHMARKS: [Benchmark; 6] = [
     Benchmark {
         name: "page fault (anonymous, per page)",
         measure: page_fault,
@@ -43,6 +48,12 @@ const BENCHMARKS: [Benchmark; 5] = [
     Benchmark {
         name: "fork, exit, wait (small process)",
         measure: small_fork,
+        many: 100,
+        few: 1,
+    },
+    Benchmark {
+        name: "fork alone (small process)",
+        measure: fork_alone,
         many: 100,
         few: 1,
     },
@@ -66,16 +77,18 @@ const BENCHMARKS: [Benchmark; 5] = [
     },
 ];
 
-/// A sample for each benchmark.
-fn samples() -> Vec<Sample> {
-    vec![Sample::default(); BENCHMARKS.len()]
+/// A sample for each benchmark, for so many counts.
+fn samples(n: usize) -> Vec<Sample> {
+    (0..BENCHMARKS.len())
+        .map(|_| Sample::with_room(n))
+        .collect()
 }
 
 /// Measures times and prints the table.
 pub fn time(module: &ModuleFile, rounds: usize, raw: &mut Raw) -> anyhow::Result<()> {
-    let (mut without, mut with) = (samples(), samples());
+    let (mut without, mut with) = (samples(rounds), samples(rounds));
     // A warm-up of everything.
-    measure_all(&mut samples(), "warm-up", 0, raw)?;
+    measure_all(&mut samples(1), "warm-up", 0, raw)?;
     for round in 0..rounds {
         // Neither state is always the first of its round.
         for loaded in [round % 2 == 1, round % 2 == 0] {
@@ -109,47 +122,147 @@ pub fn time(module: &ModuleFile, rounds: usize, raw: &mut Raw) -> anyhow::Result
     Ok(())
 }
 
+/// Cgroups that are enrolled while the idle module's cost is counted.
+struct State {
+    name: &'static str,
+    /// That this process has nothing to do with.
+    others: usize,
+    /// And its own, for processes larger than it.
+    own: bool,
+}
+
+const STATES: [State; 4] = [
+    State {
+        name: "none enrolled",
+        others: 0,
+        own: false,
+    },
+    State {
+        name: "1 cgroup enrolled",
+        others: 1,
+        own: false,
+    },
+    State {
+        name: "100 enrolled",
+        others: 100,
+        own: false,
+    },
+    State {
+        name: "100 and its own, for larger processes",
+        others: 100,
+        own: true,
+    },
+];
+/// No process here is as large.
+const LARGER: u64 = 1 << 40;
+
 /// Counts instructions and prints the table.
 pub fn count(module: &ModuleFile, rounds: usize, raw: &mut Raw) -> anyhow::Result<()> {
-    let (mut before, mut with, mut after) = (samples(), samples(), samples());
+    let groups = Groups::create(STATES.iter().map(|state| state.others).max().unwrap_or(0))?;
+    let room = rounds * REPEATS;
+    let (mut before, mut after) = (samples(room), samples(room));
+    let mut with = STATES.map(|_| samples(room));
     // The same for all: each new one leaves mappings behind, and forks take longer.
     let span = Span::reserve(COUNTED)?;
     let mut count_all =
         |samples: &mut [Sample], state, round| count_all(span, samples, state, round, raw);
-    count_all(&mut samples(), "warm-up", 0)?;
+    count_all(&mut samples(REPEATS), "warm-up", 0)?;
     for round in 0..rounds {
         count_all(&mut before, "before", round)?;
         module
             .load("")
             .context("load the module; the kernel log says why")?;
-        count_all(&mut with, "loaded", round)?;
+        for (state, with) in STATES.iter().zip(&mut with) {
+            groups.enroll(state)?;
+            count_all(with, state.name, round)?;
+        }
         module::unload().context("unload the module")?;
         count_all(&mut after, "after", round)?;
     }
+    groups.remove()?;
 
     println!("\n## Module loaded and idle\n");
     println!(
-        "Instructions for one operation, minimum (median, maximum) of {} repeats in {rounds} rounds: not loaded, loaded, not \
-         loaded. Where the minima of the first and the last differ by more than {TOLERANCE} %, nothing was measured.\n",
+        "Instructions for one operation of a process two cgroups deep: not loaded, minimum (median, maximum) of {} repeats in \
+         {rounds} rounds; and what the minimum is more with the module loaded. Where the minima before and after differ by more \
+         than {TOLERANCE} %, nothing was measured.\n",
         rounds * REPEATS
     );
-    println!("| operation | not loaded | loaded | not loaded again | loaded costs | the two not loaded differ by |");
-    println!("|---|---|---|---|---|---|");
+    let names = STATES.map(|state| state.name).join(" | ");
+    println!("| operation | not loaded | {names} | before and after differ by |");
+    println!("|---|---|{}---|", "---|".repeat(STATES.len()));
     for (i, Benchmark { name, few, .. }) in BENCHMARKS.iter().enumerate() {
-        let all = [&before[i], &with[i], &after[i]];
-        let min = all.map(|sample| per_operation(sample.min(), *few));
-        let [before, with, after] = all.map(|sample| {
-            let [min, median, max] =
-                [sample.min(), sample.median(), sample.max()].map(|ns| per_operation(ns, *few));
-            format!("{min:.1} ({median:.1}, {max:.1})")
-        });
+        let per = |ns| per_operation(ns, *few);
+        let [first, last] = [&before[i], &after[i]].map(|sample| per(sample.min()));
+        let costs: Vec<String> = with
+            .iter()
+            .map(|with| cost([first, per(with[i].min()), last]))
+            .collect();
         println!(
-            "| {name} | {before} | {with} | {after} | {} | {:.2} % |",
-            cost(min),
-            apart(min[0], min[2])
+            "| {name} | {first:.1} ({:.1}, {:.1}) | {} | {:.2} % |",
+            per(before[i].median()),
+            per(before[i].max()),
+            costs.join(" | "),
+            apart(first, last)
         );
     }
     Ok(())
+}
+
+/// Cgroups, with this process in one of them.
+struct Groups {
+    top: PathBuf,
+    others: Vec<PathBuf>,
+}
+
+impl Groups {
+    const ROOT: &'static str = "/sys/fs/cgroup";
+
+    fn create(others: usize) -> anyhow::Result<Self> {
+        let top = Path::new(Self::ROOT).join("asyncfork-bench");
+        let others = (0..others).map(|i| top.join(format!("other-{i}")));
+        let groups = Self {
+            others: others.collect(),
+            top,
+        };
+        for dir in groups.others.iter().chain([&groups.own()]) {
+            fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+        }
+        enter(&groups.own())?;
+        Ok(groups)
+    }
+
+    fn own(&self) -> PathBuf {
+        self.top.join("own")
+    }
+
+    /// What the state before has enrolled stays so.
+    fn enroll(&self, state: &State) -> anyhow::Result<()> {
+        let device = module::open()?;
+        let own = self.own();
+        let others = self.others[..state.others].iter();
+        for dir in others.chain(state.own.then_some(&own)) {
+            let dir = File::open(dir).with_context(|| dir.display().to_string())?;
+            // SAFETY: it is open for as long.
+            let fd = unsafe { BorrowedFd::borrow_raw(dir.as_raw_fd()) };
+            device.enroll(fd, LARGER, 0).map_err(module::device_error)?;
+        }
+        Ok(())
+    }
+
+    fn remove(self) -> anyhow::Result<()> {
+        enter(Path::new(Self::ROOT))?;
+        for dir in self.others.iter().chain([&self.own(), &self.top]) {
+            fs::remove_dir(dir).with_context(|| dir.display().to_string())?;
+        }
+        Ok(())
+    }
+}
+
+/// Moves this process.
+fn enter(cgroup: &Path) -> anyhow::Result<()> {
+    let procs = cgroup.join("cgroup.procs");
+    fs::write(&procs, "0").with_context(|| procs.display().to_string())
 }
 
 fn per_operation(ns: u64, operations: u64) -> f64 {
@@ -255,6 +368,25 @@ fn small_fork(_: Span, n: u64) -> anyhow::Result<u64> {
         }
         Ok(())
     })
+}
+
+/// Without the end of the child, whose cost varies more than the module's.
+fn fork_alone(_: Span, n: u64) -> anyhow::Result<u64> {
+    (0..n)
+        .map(|_| {
+            let mut pid = 0;
+            let ns = timed(|| {
+                // SAFETY: the child ends at once.
+                pid = cvt(unsafe { libc::fork() })?;
+                Ok(())
+            });
+            if pid == 0 {
+                sys::exit_now(0);
+            }
+            expect_success(pid, "the child")?;
+            ns
+        })
+        .sum()
 }
 
 fn protect(span: Span, n: u64) -> anyhow::Result<u64> {

@@ -9,6 +9,13 @@ use std::time::Duration;
 pub struct Sample(Vec<u64>);
 
 impl Sample {
+    /// With room for so many, whose pages are there: adding them makes the process no larger.
+    pub fn with_room(n: usize) -> Self {
+        let mut room = vec![1; n];
+        room.clear();
+        Self(room)
+    }
+
     /// Adds one.
     pub fn add(&mut self, ns: u64) {
         self.0.push(ns);
