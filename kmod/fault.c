@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Make an allocation of the module fail, or a task stay where it is. For tests:
- * built with AF_FAULTS=1.
+ * Make an allocation of the module fail, a task stay where it is, or the module
+ * switch itself off. For tests: built with AF_FAULTS=1.
  */
 #include <linux/delay.h>
 #include <linux/module.h>
@@ -11,6 +11,7 @@
 #include <linux/string.h>
 
 #include "fault.h"
+#include "params.h"
 
 static DEFINE_SPINLOCK(fault_lock);	/* guards the two below */
 static unsigned int skip;
@@ -38,6 +39,19 @@ bool af_fault(void)
 	spin_unlock(&fault_lock);
 	return ret;
 }
+
+static int switch_off_set(const char *val, const struct kernel_param *kp)
+{
+	af_switch_off("a test asked for it", 0);
+	return 0;
+}
+
+static const struct kernel_param_ops switch_off_ops = {
+	.set	= switch_off_set,
+};
+
+module_param_cb(fault_switch_off, &switch_off_ops, NULL, 0200);
+MODULE_PARM_DESC(fault_switch_off, "written to: the module switches itself off");
 
 static int linger_pid;
 static unsigned int linger_ms;

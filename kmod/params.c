@@ -60,19 +60,6 @@ static const struct kernel_param_ops state_ops = {
 module_param_cb(state, &state_ops, NULL, 0444);
 MODULE_PARM_DESC(state, "on, off (enabled=0), or \"switched off: \" and why");
 
-/*
- * Not a WARN, which takes the machine down where panic_on_warn is set: what is
- * broken is contained. Tests want to see it all the same.
- */
-static void show_stack_here(void)
-{
-#ifdef AF_FAULTS
-	WARN_ON(1);
-#else
-	dump_stack();
-#endif
-}
-
 /**
  * af_switch_off - an invariant is broken: no fork is asynchronous from now on
  * @why: what was seen, a literal
@@ -87,6 +74,10 @@ void af_switch_off(const char *why, unsigned long addr)
 	/* The first one says it. */
 	if (cmpxchg(&af_off, NULL, why))
 		return;
+	/*
+	 * Not a WARN, which takes the machine down where panic_on_warn is set: what
+	 * is broken is contained.
+	 */
 	pr_crit("%s (at %lx); switched off\n", why, addr);
-	show_stack_here();
+	dump_stack();
 }

@@ -11,6 +11,7 @@ use super::Test;
 use crate::board::Board;
 use crate::cgroup::Cgroup;
 use crate::ctx::Ctx;
+use crate::hold::Hold;
 use crate::mem::{Arena, PAGE};
 use crate::module::{self, device_error};
 use crate::session::Ended;
@@ -20,10 +21,12 @@ use crate::{claim, require};
 use asyncfork_uapi::{
     self as abi, BorrowedFd, By, Device, Entry, Errno, Outcome as Fate, Reason, Report,
 };
+use asyncfork_watch::TEST_MARKER;
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::process::Command;
 
 pub const TESTS: &[Test] = &[
     Test::new(
@@ -100,6 +103,11 @@ pub const TESTS: &[Test] = &[
     Test::new("state_says_on_and_off", state).module(),
     Test::new("enrolling_and_forking_at_a_time_lose_nothing", storm).module(),
     Test::new("enrolment_without_memory_gives_enomem", no_memory).faults(),
+    Test::new(
+        "module_that_switches_itself_off_says_why_and_takes_nothing_down",
+        switched_off,
+    )
+    .faults(),
 ];
 
 const MIB: usize = 8;
@@ -1162,4 +1170,71 @@ fn no_memory(ctx: &Ctx) -> TestResult<String> {
     let pid = fork_in(ctx, &group, MIB)?;
     let ended = served(ctx, pid, id(&group)?)?;
     Ok(ended.detail())
+}
+
+/// With a machine that a WARN would take down.
+fn switched_off(ctx: &Ctx) -> TestResult<String> {
+    const PANIC: &str = "/proc/sys/kernel/panic_on_warn";
+    const WHY: &str = "a test asked for it";
+    const SAYS: &str = "asyncfork: a test asked for it (at 0); switched off";
+    let mut arena = Arena::new(&mut ctx.rng(), MIB)?;
+    fs::write(PANIC, "1")?;
+    let hold = Hold::new()?;
+    let session = ctx.fork().start(|| arena.verify())?;
+    session.expect_running()?;
+    for _ in 0..2 {
+        ctx.module.set("fault_switch_off", 1)?;
+    }
+    let state = ctx.module.get("state")?;
+    let stats = ctx.stats()?;
+    // What runs is finished.
+    arena.fill(1);
+    drop(hold);
+    let ended = session.finish()?;
+    arena.verify()?;
+    let next = ctx.fork().start(|| arena.verify())?.finish()?;
+    fs::write(PANIC, "0")?;
+    let log = kernel_log()?;
+    let said: Vec<_> = log
+        .iter()
+        .filter(|(_, text)| text.contains("switched off"))
+        .collect();
+    let trace = log.iter().any(|(_, text)| text.contains("Call Trace:"));
+    // The next test wants a module that is on; a failure here is not to keep it.
+    ctx.module.unload()?;
+    ctx.module.load("").at("load again")?;
+    let reset = ctx.module.get("state")?;
+
+    claim!(
+        state == format!("switched off: {WHY}") && stats.switched_off == 1 && stats.enabled == 1,
+        "the state is {state:?}, switched_off {}, enabled {}",
+        stats.switched_off,
+        stats.enabled
+    );
+    ended.whole(CHUNKS)?;
+    next.stock(Reason::SwitchedOff)?;
+    // KERN_CRIT
+    claim!(
+        matches!(said[..], [(2, text)] if text == SAYS) && trace,
+        "the kernel log has {said:?}, with a stack: {trace}"
+    );
+    claim!(reset == "on", "loaded again, the state is {reset:?}");
+    Ok(ended.detail())
+}
+
+/// The kernel's log since this test began: priorities and texts.
+fn kernel_log() -> TestResult<Vec<(u8, String)>> {
+    let output = Command::new("dmesg").args(["--raw"]).output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let lines: Vec<&str> = text.lines().collect();
+    let begin = lines
+        .iter()
+        .rposition(|line| line.contains(TEST_MARKER))
+        .unwrap_or(0);
+    let parsed = lines[begin..].iter().filter_map(|line| {
+        let (priority, rest) = line.strip_prefix('<')?.split_once('>')?;
+        let (_, text) = rest.split_once("] ")?;
+        Some((priority.parse().ok()?, text.to_owned()))
+    });
+    Ok(parsed.collect())
 }
