@@ -120,8 +120,14 @@ void af_fork_begin(struct mm_struct *parent, struct mm_struct *child)
 	struct af_ask ask;
 
 	f = af_device_take(&ask);
-	if (!f && !af_enroll_ask(parent, &ask))
-		return;
+	if (!f) {
+		if (!af_enroll_ask(parent, &ask))
+			return;
+		if (af_mm_rss(parent) < ask.min_rss) {
+			af_stats_small(&ask);
+			return;
+		}
+	}
 	s = start_session(parent, child, &ask, &reason);
 	if (!s)
 		af_stats_stock(reason, &ask, &stock);

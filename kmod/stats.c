@@ -110,6 +110,22 @@ static void outcome_add(enum asyncfork_outcome outcome,
 }
 
 /**
+ * af_stats_small - count a fork of a process that is too small for what nobody armed
+ * @ask: what it was to be
+ *
+ * Any small program forks there: the ring has room for those that matter.
+ *
+ * Context: the forking thread.
+ */
+void af_stats_small(const struct af_ask *ask)
+{
+	spin_lock(&stats_lock);
+	outcome_add(ASYNCFORK_OUTCOME_STOCK, ASYNCFORK_REASON_MIN_RSS, ask->by,
+		    ask->entry);
+	spin_unlock(&stats_lock);
+}
+
+/**
  * af_stats_stock - count a stock fork that never had a session
  * @reason: why
  * @ask: what it was to be

@@ -28,6 +28,7 @@ struct af_view {
 };
 
 void af_stats_armed(void);
+void af_stats_small(const struct af_ask *ask);
 void af_stats_stock(enum asyncfork_reason reason, const struct af_ask *ask,
 		    struct asyncfork_report *rep);
 void af_stats_killed(void);

@@ -147,7 +147,9 @@ struct asyncfork_arm {
  * with UNENROLL and with the module; they hold neither the cgroup nor the module,
  * and a cgroup made anew under an old name is another one. Those of cgroups that
  * are gone make room when the table is full. Without effect while the module
- * parameter policy is "armed".
+ * parameter policy is "armed". Small programs fork as well, and an asynchronous
+ * fork interrupts each CPU once: give a min_rss. Those below it are counted, as
+ * stock, and neither traced nor listed by RECENT.
  *
  * Both calls: EPERM without CAP_SYS_ADMIN in the initial user namespace. EBADF: not
  * the directory of a cgroup of the default hierarchy. ENOENT: that cgroup is gone.
@@ -276,7 +278,8 @@ struct asyncfork_stats {
  * asyncfork_report.seq, and keeps at least the last 32. A caller with CAP_SYS_ADMIN
  * in the initial user namespace sees all, with the pids of the initial pid namespace;
  * another one those whose parent was in its own pid namespace, or below, with
- * the pids that they had there, and none in a namespace nested 8 deep.
+ * the pids that they had there, and none in a namespace nested 8 deep. In
+ * version 2 everybody saw all, and there were only forks with an ARM.
  */
 struct asyncfork_recent {
 	__u64 size;

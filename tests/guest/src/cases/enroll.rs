@@ -198,6 +198,31 @@ fn expect_served(ctx: &Ctx, parent: i32, by: u64) -> TestResult {
     served(ctx, parent, by).map(drop)
 }
 
+/// A process in `group` forks: demands that it is too small for its entry, which is counted and does not take room in the ring.
+fn expect_small(ctx: &Ctx, group: &Cgroup, mib: usize) -> TestResult {
+    let device = open()?;
+    let count = || -> TestResult<_> {
+        let stats = ctx.stats()?;
+        Ok([
+            stats.stock_by(Reason::MinRss),
+            stats.stock_how(By::Enrolled),
+        ])
+    };
+    let before = count()?;
+    let pid = fork_in(ctx, group, mib)?;
+    let after = count()?;
+    claim!(
+        after == before.map(|n| n + 1),
+        "small stock forks, and those by entries: {before:?}, then {after:?}"
+    );
+    let recent = module::recent(&device)?;
+    claim!(
+        recent.iter().all(|r| r.parent_pid != pid),
+        "the ring has the fork of a small process"
+    );
+    Ok(())
+}
+
 /// Demands that the last fork by process `parent` was stock, by the entry of cgroup `by`, for `reason`.
 fn expect_stock(device: &Device, parent: i32, by: u64, reason: Reason) -> TestResult {
     let r = last_of(device, parent)?;
@@ -269,8 +294,7 @@ fn below(ctx: &Ctx) -> TestResult<String> {
     ended.holds("the parent was further down", |r| r.cgroup_id == deep_id)?;
 
     enroll_with(&device, &sub, 1 << 40, 0)?;
-    let pid = fork_in(ctx, &deep, MIB)?;
-    expect_stock(&device, pid, id(&sub)?, Reason::MinRss)?;
+    expect_small(ctx, &deep, MIB)?;
     let pid = fork_in(ctx, &group, MIB)?;
     expect_served(ctx, pid, id(&group)?)?;
     let counts = |id| -> TestResult<_> { Ok(entry(&device, id)?.map(|e| (e.r#async, e.stock))) };
@@ -364,8 +388,7 @@ fn values(ctx: &Ctx) -> TestResult<String> {
     };
     enroll_with(&device, &group, 1 << 40, 0)?;
     expect(1 << 40, 0)?;
-    let pid = fork_in(ctx, &group, MIB)?;
-    expect_stock(&device, pid, id, Reason::MinRss)?;
+    expect_small(ctx, &group, MIB)?;
 
     let enrolled = ctx.stats()?.enrolled;
     enroll_with(&device, &group, 4 << 20, 1)?;
@@ -835,8 +858,7 @@ fn policy_all(ctx: &Ctx) -> TestResult<String> {
 
     // An entry is about fewer processes and comes first.
     enroll_with(&device, &group, 1 << 40, 0)?;
-    let pid = fork_in(ctx, &group, LARGE)?;
-    expect_stock(&device, pid, id(&group)?, Reason::MinRss)?;
+    expect_small(ctx, &group, LARGE)?;
     enroll(&device, &group)?;
     let pid = fork_in(ctx, &group, MIB)?;
     expect_served(ctx, pid, id(&group)?)?;
