@@ -166,8 +166,9 @@ detach:
 }
 
 /*
- * No session and no armed thread is left: they hold the module. No session can
- * begin any more either, whoever asks for one: af_session_create().
+ * No session and no armed thread is left: they hold the module. None can begin any
+ * more either: of a module that goes, af_session_create() gets no reference; and of
+ * a load that is given up there was no device, and af_enroll_start() has not run.
  */
 void af_hooks_detach(void)
 {

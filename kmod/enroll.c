@@ -5,8 +5,8 @@
  *
  * An entry is the id of a cgroup and refers to nothing: neither to the cgroup nor
  * to the module. One of a cgroup that is gone is never found again. Forks look the
- * table up under RCU; hooks and sessions are all that does, and neither is left
- * when the module is.
+ * table up under RCU, from hooks and sessions, as do ioctls; none of them is left
+ * when the module goes.
  */
 #include <linux/fs.h>
 #include <linux/hash.h>
@@ -211,9 +211,11 @@ bool af_enroll_marked(struct mm_struct *mm)
 	struct vma_iterator vmi;
 
 	vma_iter_init(&vmi, mm, 0);
-	for_each_vma(vmi, vma)
+	for_each_vma(vmi, vma) {
 		if (is_mark(vma))
 			return true;
+		cond_resched();
+	}
 	return false;
 }
 
