@@ -30,10 +30,11 @@
 /*
  * A process that must not be served unless it ARMs: it has a private mapping of
  * one page of a memfd with this name (MFD_CLOEXEC, the descriptor closed again;
- * mapped for reading only). That needs neither the device nor a privilege, fork()
- * passes it on, and exec() takes it away. The library makes it where its settings
- * say "off" or "require". The module looks for it when enrolment or policy would
- * make a fork asynchronous, which is then stock: REASON_LIBRARY.
+ * mapped without access, and the file is empty). That needs neither the device nor
+ * a privilege, fork() passes it on, and exec() takes it away. The library makes it
+ * where its settings say "off" or "require". The module looks for it when
+ * enrolment or policy would make a fork asynchronous, which is then stock:
+ * REASON_LIBRARY.
  */
 #define ASYNCFORK_MARK		"asyncfork:stock"
 

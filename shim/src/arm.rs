@@ -15,8 +15,10 @@ use crate::rss;
 /// The library's state in a process that may arm: those of its settings that a fork
 /// has to know. Made once, at load.
 pub struct Shim {
-    /// Not [`Mode::Off`].
+    /// [`Mode::Off`] only with `guard`.
     pub mode: Mode,
+    /// The process is to have the mark, and could not get it: see [`Shim::stock`].
+    pub guard: bool,
     /// Bytes resident; smaller processes use a stock fork.
     pub min_rss: u64,
     /// Threads that help the child copy.
@@ -51,15 +53,49 @@ impl From<Error> for Obstacle {
 impl Shim {
     /// Arms the calling thread if it should be.
     pub fn before(&self) -> Plan {
+        if self.mode == Mode::Off {
+            return self.stock();
+        }
         let min = self.min_rss;
         if let Some(size) = rss::below(min) {
             debug!("stock fork: {size} bytes resident, armed from {min} (ASYNCFORK_MIN_RSS)");
-            return Plan::Stock;
+            return self.stock();
         }
         match self.arm() {
             Ok(device) => Plan::Armed(device),
             Err(obstacle) => self.without(&obstacle),
         }
+    }
+
+    /// A fork that is to be stock. Where the mark is missing, an enrolment of the cgroup
+    /// could make it asynchronous: an ARM comes before that, and with a minimum that no
+    /// process has it keeps the fork stock.
+    fn stock(&self) -> Plan {
+        if !self.guard {
+            return Plan::Stock;
+        }
+        match self.arm_never() {
+            Ok(device) => Plan::Armed(device),
+            Err(error) => {
+                let path = &self.device;
+                log!(
+                    self.level(Once::Unmarked),
+                    "fork not kept from being asynchronous by enrolment of its cgroup \
+                     (process not marked): {path} {error}"
+                );
+                Plan::Stock
+            }
+        }
+    }
+
+    fn arm_never(&self) -> Result<Device, Error> {
+        let device = Device::open_at(self.device.as_c_str())?;
+        device.check_abi()?;
+        device.arm(&Arm {
+            min_rss: u64::MAX,
+            ..Arm::default()
+        })?;
+        Ok(device)
     }
 
     fn arm(&self) -> Result<Device, Obstacle> {

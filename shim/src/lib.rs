@@ -33,6 +33,7 @@
 mod arm;
 mod imports;
 mod log;
+mod mark;
 mod quiet;
 pub mod real;
 mod rss;
@@ -43,7 +44,7 @@ use core::mem::MaybeUninit;
 
 use ::log::{debug, warn};
 use asyncfork_settings::{base_name, names, Mode, Settings};
-use asyncfork_uapi::Fd;
+use asyncfork_uapi::{ErrnoName, Fd};
 use libc::pid_t;
 use once_cell::race::OnceRef;
 use rustix::fs::{readlinkat_raw, Mode as FileMode, OFlags, CWD};
@@ -106,8 +107,9 @@ fn configure() -> Option<Shim> {
     }
     let (settings, problems) = Settings::parse(imports::getenv);
     let level = settings.log;
+    let logger = Logger::new(level, settings.log_file, imports::getenv(c"JOURNAL_STREAM"));
     // SAFETY: the library is loaded once.
-    let logger = unsafe { LOGGER_PLACE.put(Logger::new(level, settings.log_file)) };
+    let logger = unsafe { LOGGER_PLACE.put(logger) };
     // Cannot be set yet: this copy of the log crate is the library's own.
     let _ = ::log::set_logger(logger);
     ::log::set_max_level(level);
@@ -118,9 +120,12 @@ fn configure() -> Option<Shim> {
     for problem in &problems {
         warn!("{problem}");
     }
+    let guard = settings.mode != Mode::Auto && !is_marked();
     if settings.mode == Mode::Off {
         debug!("loaded, idle: ASYNCFORK=off");
-        return None;
+        if !guard {
+            return None;
+        }
     }
     debug!(
         "loaded: mode {}, armed from {} bytes, {} helper threads, device {}, ABI {}",
@@ -132,10 +137,22 @@ fn configure() -> Option<Shim> {
     );
     Some(Shim {
         mode: settings.mode,
+        guard,
         min_rss: settings.min_rss,
         helpers: settings.helpers,
         device: settings.device,
     })
+}
+
+/// Keeps an enrolment of the cgroup from this process; `false` if that cannot be done,
+/// as with a seccomp filter or no descriptor to spare.
+fn is_marked() -> bool {
+    mark::make()
+        .inspect_err(|&errno| {
+            let why = ErrnoName(errno);
+            debug!("process not marked: {why}; its stock forks take an ARM");
+        })
+        .is_ok()
 }
 
 /// Is this program in the list, by its executable or by the name it was started under?

@@ -36,6 +36,8 @@ pub enum Once {
     Helpers,
     /// The program is bound to one CPU.
     OneCpu,
+    /// A fork that is to be stock, of a process without the mark.
+    Unmarked,
 }
 
 impl Once {
@@ -47,6 +49,7 @@ impl Once {
             Self::Helpers => 1,
             Self::OneCpu => 14,
             Self::Taken => 15,
+            Self::Unmarked => 16,
             Self::Device(error) => match error {
                 Error::Open(Errno::NOENT | Errno::NXIO | Errno::NODEV) => 2,
                 Error::Open(Errno::ACCESS | Errno::PERM) => 3,
@@ -84,28 +87,44 @@ pub struct Logger {
     file: Option<PathBuffer>,
     /// Standard error at the start; `None` if it was closed.
     stderr: Option<FileId>,
+    /// And it was the journal's, which wants a line to begin with its priority.
+    is_journal: bool,
 }
 
 impl Logger {
-    /// A logger that takes descriptor 2, as it is now, for standard error.
-    pub fn new(level: LevelFilter, file: Option<PathBuffer>) -> Self {
+    /// A logger that takes descriptor 2, as it is now, for standard error; `journal` is
+    /// what `JOURNAL_STREAM` says.
+    pub fn new(level: LevelFilter, file: Option<PathBuffer>, journal: Option<&[u8]>) -> Self {
+        let stderr = FileId::of(stderr());
+        let is_journal = journal
+            .and_then(journal_stream)
+            .zip(stderr)
+            .is_some_and(|((dev, ino), stderr)| stderr.is(dev, ino));
         Self {
             level,
             file,
-            stderr: FileId::of(stderr()),
+            stderr,
+            is_journal,
         }
     }
 
-    fn write(&self, line: &[u8]) {
+    fn write(&self, line: &mut Line) {
         // A file that cannot be opened (chroot, other user) is no reason for silence.
         if let Some(file) = self.file.as_ref().and_then(open_log) {
             if let Some(id) = FileId::of(&file) {
-                write_line(file.as_fd(), id.kind(), line);
+                write_line(file.as_fd(), id.kind(), line.finish());
             }
             return;
         }
         match FileId::of(stderr()) {
-            Some(id) if Some(id) == self.stderr => write_line(stderr(), id.kind(), line),
+            Some(id) if Some(id) == self.stderr => {
+                let line = if self.is_journal {
+                    line.finish_with_priority()
+                } else {
+                    line.finish()
+                };
+                write_line(stderr(), id.kind(), line);
+            }
             _ => {}
         }
     }
@@ -122,13 +141,29 @@ impl Log for Logger {
         }
         let pid = rustix::process::getpid();
         let level = level_label(record.level().to_level_filter());
-        let mut line = Line::new();
+        let mut line = Line::new(priority(record.level()));
         // Never an error: Line truncates.
         let _ = write!(line, "asyncfork[{pid}] {level}: {}", record.args());
-        self.write(line.finish());
+        self.write(&mut line);
     }
 
     fn flush(&self) {}
+}
+
+/// The device and inode numbers in `JOURNAL_STREAM`, decimal and with a colon between.
+fn journal_stream(value: &[u8]) -> Option<(u64, u64)> {
+    let (dev, ino) = core::str::from_utf8(value).ok()?.split_once(':')?;
+    Some((dev.parse().ok()?, ino.parse().ok()?))
+}
+
+/// syslog's digit, as in sd-daemon(3).
+const fn priority(level: Level) -> u8 {
+    match level {
+        Level::Error => b'3',
+        Level::Warn => b'4',
+        Level::Info => b'6',
+        Level::Debug | Level::Trace => b'7',
+    }
 }
 
 fn stderr() -> BorrowedFd<'static> {
@@ -209,25 +244,36 @@ fn open_again(stderr: BorrowedFd<'_>) -> rustix::io::Result<Fd> {
     Ok(again)
 }
 
-/// A line on the stack. Fits a pipe's PIPE_BUF, so lines do not mix.
+/// A line on the stack, behind its priority. Fits a pipe's PIPE_BUF, so lines do not mix.
 struct Line {
     bytes: [u8; Self::CAPACITY],
     used: usize,
 }
 
 impl Line {
-    const CAPACITY: usize = 512;
+    /// Bytes of the priority.
+    const PREFIX: usize = 3;
+    const CAPACITY: usize = Self::PREFIX + 512;
 
-    const fn new() -> Self {
+    const fn new(priority: u8) -> Self {
+        let mut bytes = [0; Self::CAPACITY];
+        [bytes[0], bytes[1], bytes[2]] = [b'<', priority, b'>'];
         Self {
-            bytes: [0; Self::CAPACITY],
-            used: 0,
+            bytes,
+            used: Self::PREFIX,
         }
     }
 
     /// The line with its newline.
     fn finish(&mut self) -> &[u8] {
-        // push() keeps the last byte free.
+        self.finish_with_priority()
+            .get(Self::PREFIX..)
+            .unwrap_or(&[])
+    }
+
+    /// The same, priority first.
+    fn finish_with_priority(&mut self) -> &[u8] {
+        // write_str() keeps the last byte free.
         if let Some(end) = self.bytes.get_mut(self.used) {
             *end = b'\n';
         }
@@ -254,10 +300,12 @@ impl fmt::Write for Line {
 mod tests {
     use super::*;
     use std::collections::HashSet;
+    use std::os::unix::fs::MetadataExt;
 
     fn line(text: &str) -> Vec<u8> {
-        let mut line = Line::new();
+        let mut line = Line::new(b'4');
         write!(line, "{text}").unwrap();
+        assert!(line.finish_with_priority().starts_with(b"<4>"));
         line.finish().to_vec()
     }
 
@@ -273,8 +321,33 @@ mod tests {
     }
 
     #[test]
+    fn journal_stream_is_two_numbers() {
+        assert_eq!(journal_stream(b"9:1234567"), Some((9, 1234567)));
+        assert_eq!(
+            journal_stream(b"0:18446744073709551615"),
+            Some((0, u64::MAX))
+        );
+        for bad in [
+            &b""[..],
+            b":",
+            b"9",
+            b"9:",
+            b":9",
+            b"9:9:9",
+            b"9: 9",
+            b"9:-9",
+            b"0x9:9",
+            b"9:9\n",
+            b"9:18446744073709551616",
+            b"\xff:9",
+        ] {
+            assert_eq!(journal_stream(bad), None, "{}", bad.escape_ascii());
+        }
+    }
+
+    #[test]
     fn a_full_line_takes_nothing_more() {
-        let mut line = Line::new();
+        let mut line = Line::new(b'4');
         for _ in 0..1000 {
             line.write_str("0123456789").unwrap();
         }
@@ -283,7 +356,13 @@ mod tests {
 
     #[test]
     fn keys_do_not_share_a_bit() {
-        let mut keys = vec![Once::Unseen, Once::Taken, Once::Helpers, Once::OneCpu];
+        let mut keys = vec![
+            Once::Unseen,
+            Once::Taken,
+            Once::Helpers,
+            Once::OneCpu,
+            Once::Unmarked,
+        ];
         keys.extend(Reason::ALL.iter().map(|&reason| Once::Stock(reason)));
         keys.extend(
             [
@@ -321,7 +400,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log");
         let file = PathBuffer::new(path.to_str().unwrap().as_bytes()).unwrap();
-        let logger = Logger::new(LevelFilter::Warn, Some(file));
+        // Not even while standard error is the journal's.
+        let id = std::fs::metadata("/proc/self/fd/2").unwrap();
+        let journal = format!("{}:{}", id.dev(), id.ino());
+        let logger = Logger::new(LevelFilter::Warn, Some(file), Some(journal.as_bytes()));
+        assert!(logger.is_journal);
         for (level, text) in [
             (Level::Error, "one"),
             (Level::Warn, "two"),

@@ -26,7 +26,7 @@ const FORCED: Set = bit(libc::SIGSYS)
     | bit(libc::SIGTRAP);
 
 const fn bit(signal: i32) -> Set {
-    1u64.unbounded_shl(signal.cast_unsigned().wrapping_sub(1))
+    1u64.wrapping_shl((signal as u32).wrapping_sub(1))
 }
 
 /// While this lives, the calling thread's writes raise no signal.

@@ -95,32 +95,103 @@ fn a_failing_fork_fails_with_its_own_errno_though_armed() {
     assert_eq!(finished.sequence(), ["version", ARM], "{finished:#?}");
 }
 
+/// Version 2 did not say which is the oldest that it serves.
+const USABLE: [[&str; 2]; 5] = [
+    ["abi=2", "oldest=0"],
+    ["abi=3", "oldest=2"],
+    ["abi=3", "oldest=3"],
+    ["abi=4", "oldest=2"],
+    ["abi=4", "oldest=3"],
+];
+const UNUSABLE: [[&str; 2]; 4] = [
+    ["abi=1", "oldest=0"],
+    ["abi=4", "oldest=4"],
+    ["abi=5", "oldest=4"],
+    ["abi=4", "oldest=0"],
+];
+
 #[test]
-fn another_abi_is_a_warning_that_names_both() {
+fn another_abi_is_one_warning_that_names_both() {
     let fixture = Fixture::new();
-    let finished = fixture
-        .program("forks")
-        .args(&["times=2", "fork=fork"])
-        .fake_module(&["abi=4"])
-        .succeed_loaded();
-    finished
-        .expect_stdout(&"fork gave a child\n".repeat(2))
-        .expect_log(
-            1,
-            "warn: stock fork: /dev/null speaks ABI 4, this library ABI 2 and 3; install",
+    let program = fixture.compile("forks", &[]);
+    for settings in UNUSABLE {
+        let abi = settings[0].strip_prefix("abi=").unwrap();
+        let finished = fixture
+            .run(&program)
+            .args(&["times=2", "fork=fork"])
+            .fake_module(&settings)
+            .succeed_loaded();
+        let text = format!(
+            ": stock fork: /dev/null speaks ABI {abi}, this library ABI 2 and 3; \
+             install module and library of the same release"
         );
-    assert_eq!(finished.sequence(), ["version", "fork", "version", "fork"]);
+        finished
+            .expect_stdout(&"fork gave a child\n".repeat(2))
+            .expect_log(1, &format!(" warn{text}"))
+            .expect_log(1, &format!(" debug{text}"))
+            .expect_log(1, "warn: ");
+        assert_eq!(finished.sequence(), ["version", "fork", "version", "fork"]);
+        fs::remove_file(fixture.path("log")).unwrap();
+    }
 }
 
 #[test]
-fn a_module_of_the_abi_before_is_used() {
+fn modules_of_the_abi_before_and_of_newer_ones_that_serve_this_are_used() {
     let fixture = Fixture::new();
-    let finished = fixture
-        .program("forks")
-        .args(&["times=1", "fork=fork"])
-        .fake_module(&["abi=2"])
-        .succeed_loaded();
-    finished.expect_log(1, ASYNC);
+    let program = fixture.compile("forks", &[]);
+    for settings in USABLE {
+        for (mode, stats) in [("auto", None), ("require", Some("stats"))] {
+            let finished = fixture
+                .run(&program)
+                .args(&["times=2", "fork=fork"])
+                .with("ASYNCFORK", mode)
+                .with("ASYNCFORK_THREADS", "9")
+                .fake_module(&settings)
+                .succeed_loaded();
+            finished
+                .expect_stdout(&"fork gave a child\n".repeat(2))
+                .expect_log(
+                    2,
+                    "session 7, 512 chunks parked in 170 us, 3 copied at once",
+                )
+                // Its max_helpers were read as well.
+                .expect_log(1, "warn: ")
+                .expect_log(1, "warn: ASYNCFORK_THREADS=9 is more");
+            let fork = ["version"].into_iter().chain(stats);
+            let fork = fork.chain(["arm flags=0 helpers=4 min_rss=0", "fork armed", "report"]);
+            let forks: Vec<_> = fork.clone().chain(fork).collect();
+            assert_eq!(
+                finished.sequence(),
+                forks,
+                "{settings:?} {mode}: {finished:#?}"
+            );
+            fs::remove_file(fixture.path("log")).unwrap();
+        }
+    }
+}
+
+/// What a module of the ABI before says in its own structs is understood.
+#[test]
+fn the_abi_before_says_why_a_fork_is_stock_and_whether_it_is_disabled() {
+    let before = ["abi=2", "oldest=0"];
+    let fixture = Fixture::new();
+    let program = fixture.compile("forks", &[]);
+    let run = || fixture.run(&program).args(&["fork=fork"]);
+    let [outcome, reason] = stock(Reason::Pinned);
+    run()
+        .fake_module(&[before[0], before[1], &outcome, &reason])
+        .succeed_loaded()
+        .expect_log(1, Reason::Pinned.explain());
+    for (setting, text) in [
+        ("enabled=0", "(ASYNCFORK=require): disabled: "),
+        ("switched_off=1", "(ASYNCFORK=require): switched_off: "),
+    ] {
+        run()
+            .with("ASYNCFORK", "require")
+            .fake_module(&[before[0], before[1], setting])
+            .succeed_loaded()
+            .expect_log(1, text);
+    }
 }
 
 #[test]
@@ -419,8 +490,12 @@ mod require {
                 "fork refused (ASYNCFORK=require): switched_off: the module",
             ),
             (
-                "abi=4",
-                "fork refused (ASYNCFORK=require): /dev/null speaks ABI 4",
+                "abi=1",
+                "fork refused (ASYNCFORK=require): /dev/null speaks ABI 1",
+            ),
+            (
+                "oldest=4",
+                "fork refused (ASYNCFORK=require): /dev/null speaks ABI 3",
             ),
             (
                 &arm_fails,

@@ -26,7 +26,7 @@ use crate::fd::Fd;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// `open()` failed.
-    #[error("cannot be opened: {}{}", Name(*.0), open_hint(*.0))]
+    #[error("cannot be opened: {}{}", ErrnoName(*.0), open_hint(*.0))]
     Open(Errno),
     /// The path names something else than a character device.
     #[error("is not a character device; give the path of the asyncfork device")]
@@ -35,7 +35,7 @@ pub enum Error {
     #[error("was closed by the program while in use")]
     Lost,
     /// An ioctl failed.
-    #[error("{}: {}{}", .0.label(), Name(*.1), ioctl_hint(*.0, *.1))]
+    #[error("{}: {}{}", .0.label(), ErrnoName(*.1), ioctl_hint(*.0, *.1))]
     Ioctl(IoctlName, Errno),
     /// The module speaks another ABI.
     #[error(
@@ -86,9 +86,10 @@ impl IoctlName {
 }
 
 /// An errno by its name. rustix's own display asks libc, which allocates.
-struct Name(Errno);
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ErrnoName(pub Errno);
 
-impl fmt::Display for Name {
+impl fmt::Display for ErrnoName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self.0 {
             Errno::ACCESS => "EACCES",
@@ -182,6 +183,11 @@ impl FileId {
             rdev: stat.st_rdev,
             kind: FileType::from_raw_mode(stat.st_mode),
         })
+    }
+
+    /// Is it the file with these numbers of stat(2)?
+    pub const fn is(&self, dev: u64, ino: u64) -> bool {
+        self.dev == dev && self.ino == ino
     }
 
     /// What kind of file it is.

@@ -4,7 +4,7 @@
 use core::ffi::CStr;
 
 use rustix::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
-use rustix::fs::{Mode, OFlags, CWD};
+use rustix::fs::{MemfdFlags, Mode, OFlags, CWD};
 use rustix::io::Errno;
 use syscalls::{syscall, Sysno};
 
@@ -24,8 +24,29 @@ impl Fd {
     pub fn open(path: &CStr, flags: OFlags, mode: Mode) -> Result<Self, Errno> {
         let (path, flags, mode) = (path.as_ptr(), flags.bits(), mode.bits());
         // SAFETY: the path is NUL-terminated.
-        let fd = unsafe { syscall!(Sysno::openat, CWD.as_raw_fd(), path, flags, mode) }
-            .map_err(|errno| Errno::from_raw_os_error(errno.into_raw()))?;
+        Self::new(unsafe { syscall!(Sysno::openat, CWD.as_raw_fd(), path, flags, mode) })
+    }
+
+    /// Makes a file without a path, of this name, empty, close-on-exec.
+    ///
+    /// # Errors
+    /// Those of memfd_create(2).
+    pub fn memfd(name: &CStr) -> Result<Self, Errno> {
+        let create = |flags: MemfdFlags| {
+            let (name, flags) = (name.as_ptr(), flags.bits());
+            // SAFETY: the name is NUL-terminated.
+            Self::new(unsafe { syscall!(Sysno::memfd_create, name, flags) })
+        };
+        // Linux 6.3 wants to know whether it is to be executed, and may refuse those that do
+        // not say it; older ones do not know the flag.
+        match create(MemfdFlags::CLOEXEC | MemfdFlags::NOEXEC_SEAL) {
+            Err(Errno::INVAL) => create(MemfdFlags::CLOEXEC),
+            other => other,
+        }
+    }
+
+    fn new(result: Result<usize, syscalls::Errno>) -> Result<Self, Errno> {
+        let fd = result.map_err(|errno| Errno::from_raw_os_error(errno.into_raw()))?;
         match RawFd::try_from(fd) {
             Ok(fd) => Ok(Self(fd)),
             Err(_) => Err(Errno::BADF),

@@ -15,7 +15,7 @@ mod device;
 mod fd;
 
 pub use abi::*;
-pub use device::{Device, Error, FileId, IoctlName};
+pub use device::{Device, ErrnoName, Error, FileId, IoctlName};
 pub use fd::Fd;
 /// Of std, if rustix is built with it; otherwise rustix's own.
 pub use rustix::fd::BorrowedFd;

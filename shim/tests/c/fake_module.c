@@ -11,7 +11,10 @@
  *   calls=FILE        where to write the calls, one a line: "TID what"
  *   preload=FILE      LD_PRELOAD of the program
  *   root=DIR          its root directory
- *   abi=N max_helpers=N outcome=N reason=N cpus=N enabled=N switched_off=N
+ *   abi=N             its structs are as large as in that version: before 3 as in
+ *                     2, after 3 larger than ours
+ *   oldest=N          whose callers it serves; 0: before version 3 it did not say
+ *   max_helpers=N outcome=N reason=N cpus=N enabled=N switched_off=N
  *   child_pid=N       the child as reported; 0: not to be seen
  *   version_errno=N arm_errno=N report_errno=N
  */
@@ -30,12 +33,13 @@
 #define SESSION_ID 7
 
 static struct settings {
-	int abi, max_helpers, outcome, reason, cpus, enabled, switched_off;
+	int abi, oldest, max_helpers, outcome, reason, cpus, enabled, switched_off;
 	int child_pid;
 	int version_errno, arm_errno, report_errno;
 	const char *calls, *preload, *root;
 } set = {
 	.abi = ASYNCFORK_ABI_VERSION,
+	.oldest = ASYNCFORK_ABI_OLDEST,
 	.max_helpers = 4,
 	.outcome = ASYNCFORK_OUTCOME_ASYNC,
 	.cpus = 2,
@@ -67,8 +71,17 @@ static int take_arm(pid_t tid)
 	return 0;
 }
 
-/* The asker's struct begins with its size; he is of this version. */
-static int check_size(const struct seccomp_notif *req, size_t size)
+#define END_OF(type, member) \
+	(offsetof(struct type, member) + sizeof(((struct type *)0)->member))
+/* What version 2 had of them. */
+#define VERSION_2 END_OF(asyncfork_version, features)
+#define REPORT_2 END_OF(asyncfork_report, pulls)
+#define STATS_2 END_OF(asyncfork_stats, copy)
+
+#define LARGEST 4096
+
+/* The asker's struct begins with its size; @min: that in version 2. */
+static int get_size(const struct seccomp_notif *req, size_t min, size_t *size)
 {
 	uint64_t theirs;
 	struct iovec to = { &theirs, sizeof(theirs) };
@@ -77,20 +90,33 @@ static int check_size(const struct seccomp_notif *req, size_t size)
 
 	if (process_vm_readv(req->pid, &to, 1, &from, 1, 0) != sizeof(theirs))
 		return EFAULT;
-	return theirs == size ? 0 : EINVAL;
+	*size = theirs;
+	return theirs < min ? EINVAL : theirs > LARGEST ? E2BIG : 0;
 }
 
-/* data begins with its size. */
-static int give(const struct seccomp_notif *req, const void *data, size_t size)
+/*
+ * Fills the asker's struct, as the module does in device.c: with what this version
+ * knows of @data, and 0 for the rest. @data begins with its size.
+ */
+static int give(const struct seccomp_notif *req, const void *data, size_t size,
+		size_t in_version_2)
 {
-	struct iovec from = { (void *)data, size };
-	struct iovec to = { (void *)(uintptr_t)req->data.args[2], size };
-	int err = check_size(req, size);
+	char answer[LARGEST] = { 0 };
+	struct iovec from = { answer, 0 };
+	struct iovec to = { (void *)(uintptr_t)req->data.args[2], 0 };
+	size_t theirs, known = set.abi < 3 ? in_version_2 : size;
+	uint64_t filled;
+	int err = get_size(req, in_version_2, &theirs);
 
 	if (err)
 		return err;
-	return process_vm_writev(req->pid, &from, 1, &to, 1, 0) == (ssize_t)size ?
-		0 : EFAULT;
+	/* A newer one fills what the asker has. */
+	filled = set.abi > 3 || theirs < known ? theirs : known;
+	memcpy(answer, data, filled < known ? filled : known);
+	memcpy(answer, &filled, sizeof(filled));
+	from.iov_len = to.iov_len = theirs;
+	return process_vm_writev(req->pid, &from, 1, &to, 1, 0) ==
+		(ssize_t)theirs ? 0 : EFAULT;
 }
 
 static int answer_version(const struct seccomp_notif *req)
@@ -99,11 +125,12 @@ static int answer_version(const struct seccomp_notif *req)
 		.size = sizeof(version),
 		.abi = set.abi,
 		.max_helpers = set.max_helpers,
+		.oldest = set.oldest,
 	};
 
 	fprintf(calls, "%d version\n", req->pid);
 	return set.version_errno ? set.version_errno :
-		give(req, &version, sizeof(version));
+		give(req, &version, sizeof(version), VERSION_2);
 }
 
 static int answer_arm(const struct seccomp_notif *req)
@@ -141,7 +168,7 @@ static int answer_report(const struct seccomp_notif *req)
 
 	fprintf(calls, "%d report\n", req->pid);
 	return set.report_errno ? set.report_errno :
-		give(req, &report, sizeof(report));
+		give(req, &report, sizeof(report), REPORT_2);
 }
 
 static int answer_stats(const struct seccomp_notif *req)
@@ -153,7 +180,7 @@ static int answer_stats(const struct seccomp_notif *req)
 	};
 
 	fprintf(calls, "%d stats\n", req->pid);
-	return give(req, &stats, sizeof(stats));
+	return give(req, &stats, sizeof(stats), STATS_2);
 }
 
 static void see_fork(const struct seccomp_notif *req)
@@ -286,6 +313,7 @@ static void read_setting(char *argument)
 {
 	const struct { const char *name; int *value; } numbers[] = {
 		{ "abi", &set.abi },
+		{ "oldest", &set.oldest },
 		{ "max_helpers", &set.max_helpers },
 		{ "outcome", &set.outcome },
 		{ "reason", &set.reason },

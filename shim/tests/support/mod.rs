@@ -278,6 +278,7 @@ impl Run<'_> {
             }
         }
         command
+            .env_remove("JOURNAL_STREAM")
             .args(&self.args)
             .envs(self.env.iter().map(|(n, v)| (n, v)));
         command.stdin(Stdio::null());

@@ -7,10 +7,13 @@ use crate::board::Board;
 use crate::claim;
 use crate::ctx::Ctx;
 use crate::mem::{probe, Arena};
+use crate::module::device_error;
 use crate::rng::Rng;
 use crate::sys::{self, Exit};
 use crate::verdict::{TestResult, Verdict};
-use asyncfork_uapi::Reason;
+use asyncfork_uapi::{BorrowedFd, By, Reason};
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
 
 pub const TESTS: &[Test] = &[
@@ -19,6 +22,12 @@ pub const TESTS: &[Test] = &[
         .quick(),
     Test::new("library_leaves_forks_of_a_small_process_alone", small).module(),
     Test::new("library_switched_off_leaves_all_forks_alone", off).module(),
+    Test::new(
+        "library_set_to_off_or_require_keeps_enrolment_of_its_cgroup_away",
+        enrolled,
+    )
+    .module()
+    .quick(),
     Test::new("library_asks_for_the_helpers_it_is_told_to", helpers).module(),
     Test::new("library_falls_back_when_the_module_is_disabled", disabled).module(),
     Test::new(
@@ -157,6 +166,44 @@ fn off(ctx: &Ctx) -> TestResult<String> {
     let env = [("ASYNCFORK", "off"), ("ASYNCFORK_MIN_RSS", "8M")];
     expect_unarmed(ctx, &env, "idle: ASYNCFORK=off", 1)?;
     Ok("none armed".into())
+}
+
+/// Forks that the library does not arm: the cgroup's entry counts, unless the settings say otherwise.
+fn enrolled(ctx: &Ctx) -> TestResult<String> {
+    let device = crate::module::open()?;
+    let group = ctx.cgroup.child("enrolled")?;
+    let dir = File::open(group.path())?;
+    // SAFETY: it is open as long as the result lives.
+    let dir = unsafe { BorrowedFd::borrow_raw(dir.as_raw_fd()) };
+    device.enroll(dir, 0, 0).map_err(device_error)?;
+    for (mode, want) in [
+        ("auto", (FORKS, 0)),
+        ("off", (0, FORKS)),
+        ("require", (0, FORKS)),
+    ] {
+        let before = ctx.stats()?;
+        let board = Board::new()?;
+        let pid = ctx.helper(&board, "member", || {
+            group.enter()?;
+            // Too small for the library.
+            expect_success(&run(ctx, 16, &[("ASYNCFORK", mode)])?)
+        })?;
+        sys::wait(pid)?;
+        board.collect(&["member"])?;
+        let after = ctx.stats()?;
+        let got = (
+            after.async_how(By::Enrolled) - before.async_how(By::Enrolled),
+            after.stock_by(Reason::Library) - before.stock_by(Reason::Library),
+        );
+        claim!(
+            got == (want.0.into(), want.1.into()) && after.armed == before.armed,
+            "{mode}: {} async forks and {} stock, {} armed; want {want:?}",
+            got.0,
+            got.1,
+            after.armed - before.armed
+        );
+    }
+    Ok("auto served, off and require not".into())
 }
 
 fn helpers(ctx: &Ctx) -> TestResult<String> {
