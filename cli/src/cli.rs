@@ -148,6 +148,14 @@ fn pid(text: &str) -> Result<i32, String> {
         .ok_or_else(|| "is not a pid: write a number above 0, such as $(pidof redis-server)".into())
 }
 
+/// The number of a cgroup.
+fn number(text: &str) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .filter(|&id| id > 0)
+        .ok_or_else(|| "is not a cgroup's number: asyncfork enrolled lists them".into())
+}
+
 /// `run`
 #[derive(Debug, Args)]
 pub struct RunArgs {
@@ -348,7 +356,7 @@ pub struct UnenrollArgs {
     #[arg(long = "self", group = "which")]
     pub own: bool,
     /// The one of this number, as `enrolled` lists it: also if it is gone
-    #[arg(long, value_name = "NUMBER", group = "which")]
+    #[arg(long, value_name = "NUMBER", value_parser = number, group = "which")]
     pub id: Option<u64>,
 }
 
@@ -466,6 +474,7 @@ mod tests {
             &["enroll", "--self", "--min-rss", "64X"],
             &["enroll", "--self", "--helpers", "-1"],
             &["unenroll", "--id", "x"],
+            &["unenroll", "--id", "0"],
             &["enable"],
             &["enable", "redis", "--via", "magic"],
             &["watch", "--interval", "0"],

@@ -160,7 +160,7 @@ impl Live {
             .map_err(|_| exit::input("--device: a path has no NUL byte"))?;
         let device = Device::open_at(&c_path).map_err(|e| {
             if host.exists(SYSFS) {
-                exit::cannot_tell(format!("{} {e}", path.display()))
+                exit::cannot_tell(unopened(path, &e))
             } else {
                 exit::cannot_tell("the module is not loaded: modprobe asyncfork (asyncfork doctor says why if that fails)")
             }
@@ -201,6 +201,23 @@ impl Live {
             Err(Error::Ioctl(_, Errno::NOTTY)) => no_enrolment(),
             other => other.map_err(|e| exit::failed(format!("{} {e}", self.path.display()))),
         }
+    }
+}
+
+/// Why the device of a loaded module cannot be opened, for the one who runs this: the
+/// error's own words are for a service.
+fn unopened(path: &Path, error: &Error) -> String {
+    let path = path.display();
+    match error {
+        Error::Open(Errno::ACCESS | Errno::PERM) => {
+            format!("{path}: permission denied; run it as root, or in group asyncfork")
+        }
+        Error::Open(Errno::NOENT) => {
+            format!(
+                "there is no {path}, and the module is loaded; asyncfork doctor says what to do"
+            )
+        }
+        error => format!("{path} {error}; the module's device is /dev/asyncfork"),
     }
 }
 

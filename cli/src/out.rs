@@ -3,10 +3,12 @@
 
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::os::fd::AsFd;
 
 use anstyle::{AnsiColor, Color, Style};
 use anyhow::Result;
 use comfy_table::{presets, ContentArrangement, Table};
+use nix::poll::{poll, PollFd, PollFlags, PollTimeout};
 use serde::Serialize;
 use serde_json::{json, Value};
 
@@ -133,6 +135,13 @@ pub fn reader_is_gone(error: &anyhow::Error) -> bool {
         .is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
+/// Whether what is written there would reach nobody: the other end of the pipe is closed, the
+/// terminal gone.
+pub fn nobody_reads(output: impl AsFd) -> bool {
+    let mut fds = [PollFd::new(output.as_fd(), PollFlags::empty())];
+    poll(&mut fds, PollTimeout::ZERO).is_ok_and(|n| n > 0)
+}
+
 /// Nanoseconds as people read them: three digits and a unit.
 pub fn duration(ns: u64) -> String {
     let (value, unit) = match ns {
@@ -158,6 +167,14 @@ pub fn bytes(bytes: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_pipe_whose_reader_is_gone_has_nobody_who_reads() {
+        let (reader, writer) = nix::unistd::pipe().unwrap();
+        assert!(!nobody_reads(&writer));
+        drop(reader);
+        assert!(nobody_reads(&writer));
+    }
 
     #[test]
     fn quantities_have_units() {

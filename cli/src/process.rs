@@ -27,8 +27,13 @@ pub struct Process {
     pub status: Status,
     /// Its executable; none if that may not be read.
     pub exe: Option<PathBuf>,
-    /// Its environment at its start; none if that may not be read.
+    /// Its environment at its start; none if that may not be read, or is not there any more:
+    /// see [`Process::overwritten`].
     pub environment: Option<Vec<(String, String)>>,
+    /// It has put something else where its environment was, as Redis does for its title.
+    pub overwritten: bool,
+    /// It has the mark that the library makes for `ASYNCFORK=off` and `require`.
+    pub marked: bool,
     /// Whether the library is mapped; none if that may not be read.
     pub library: Option<Mapped>,
     /// Its cgroup in the default hierarchy.
@@ -77,12 +82,19 @@ impl Process {
             )));
         }
         let environ = host.read(format!("/proc/{pid}/environ")).ok();
+        let environment = environ.as_deref().map(environment);
+        let overwritten = environ.as_deref().is_some_and(|text| !text.is_empty())
+            && environment.as_ref().is_some_and(Vec::is_empty);
         let maps = host.read(format!("/proc/{pid}/maps")).ok();
+        let mark = format!("/memfd:{}", asyncfork_uapi::MARK.to_string_lossy());
+        let marked = maps.as_deref().is_some_and(|text| text.contains(&mark));
         Ok(Self {
             pid,
             status,
             exe: host.read_link(format!("/proc/{pid}/exe")).ok(),
-            environment: environ.map(|text| environment(&text)),
+            environment: environment.filter(|_| !overwritten),
+            overwritten,
+            marked,
             library: maps.map(|text| mapped(&text)),
             cgroup: crate::cgroup::of_pid(host, &pid.to_string()),
             descriptors: descriptors(host, pid),
@@ -180,6 +192,19 @@ mod tests {
         );
         assert_eq!(process.variable("ASYNCFORK_LOG"), Some("info"));
         assert_eq!(process.cpus(), Some(4));
+    }
+
+    #[test]
+    fn an_environment_that_is_overwritten_is_none() {
+        let fake = Fake::new();
+        fake.server(42);
+        fake.write("/proc/42/environ", "\0\0\0\0");
+        let process = Process::read(&fake.host, 42).unwrap();
+        assert!(process.overwritten && process.environment.is_none());
+        // One that is empty is one.
+        fake.write("/proc/42/environ", "");
+        let process = Process::read(&fake.host, 42).unwrap();
+        assert!(!process.overwritten && process.environment.is_some());
     }
 
     #[test]

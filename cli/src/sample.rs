@@ -33,7 +33,7 @@ pub struct Sampling {
     pub tables: usize,
     /// Forks, after a warm-up.
     pub forks: u32,
-    /// One zero page in each table instead of 512 pages of its own.
+    /// One zero page in each table, but for the first, instead of 512 pages of its own.
     pub zero: bool,
     /// Arm each.
     pub asynchronous: bool,
@@ -107,6 +107,7 @@ pub fn take(device: &std::path::Path, what: &Sampling) -> Result<Samples> {
 pub fn measure(host: &Host, device: &std::path::Path, args: &MeasureArgs) -> Result<Samples> {
     let more = u32::try_from(args.tables / TABLES_A_SECOND).unwrap_or(0);
     alarm::set(LIMIT.saturating_add(more));
+    name_process();
     // Nothing else is to be killed for what this process needs.
     let _ = host.write_into("/proc/self/oom_score_adj", "1000");
     nix::sys::prctl::set_thp_disable(true).context("switch huge pages off for this process")?;
@@ -145,6 +146,12 @@ pub fn measure(host: &Host, device: &std::path::Path, args: &MeasureArgs) -> Res
     Ok(samples)
 }
 
+/// Lets the module record the forks of this process under the program's name, not that
+/// of the link by which it was started.
+pub fn name_process() {
+    let _ = nix::sys::prctl::set_name(c"asyncfork");
+}
+
 /// Memory that needs so many page tables, each in full or each with the zero page.
 fn memory(tables: usize, zero: bool) -> Result<MmapMut> {
     let bytes = tables.checked_add(1).and_then(|n| n.checked_mul(CHUNK));
@@ -160,11 +167,14 @@ fn memory(tables: usize, zero: bool) -> Result<MmapMut> {
     // From the first chunk that is mapped as a whole.
     let start = memory.as_ptr().align_offset(CHUNK);
     let chunks = memory[start..].chunks_exact_mut(CHUNK).take(tables);
-    for chunk in chunks {
-        if zero {
+    for (i, chunk) in chunks.enumerate() {
+        // One page of its own: without any, the memory is not looked at in a fork.
+        if zero && i > 0 {
             black_box(chunk[0]);
         } else {
-            chunk.chunks_mut(PAGE).for_each(|page| page[0] = 1);
+            let pages = if zero { 1 } else { CHUNK / PAGE };
+            let pages = chunk.chunks_mut(PAGE).take(pages);
+            pages.for_each(|page| page[0] = 1);
         }
     }
     Ok(memory)

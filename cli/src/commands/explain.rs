@@ -84,7 +84,7 @@ fn words(fork: &Fork, now: u64) -> Vec<String> {
         )],
     };
     match fork.by() {
-        Some(By::Arm) => said.push("It was the library that asked for it.".into()),
+        Some(By::Arm) => said.push("The process itself asked for it, as the library does.".into()),
         Some(By::Enrolled) => said.push(format!(
             "It was to be asynchronous as cgroup number {} is enrolled.",
             report.entry_id

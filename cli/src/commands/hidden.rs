@@ -37,6 +37,7 @@ pub struct SelfTest {
 /// # Errors
 /// It cannot be made.
 pub fn self_test(ctx: &mut Ctx<'_>) -> Result<Exit> {
+    sample::name_process();
     let path = ctx.host.path(&ctx.device);
     let path = CString::new(path.as_os_str().as_bytes()).context("a path has no NUL byte")?;
     let report = asyncfork_selftest::run(&path).map_err(|e| exit::cannot_tell(e.to_string()))?;

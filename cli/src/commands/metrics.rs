@@ -80,13 +80,20 @@ pub fn run(ctx: &mut Ctx<'_>, args: &MetricsArgs) -> Result<Exit> {
         check(ctx, path)?;
     }
     let text = text(ctx)?;
+    let exit = match ctx.state() {
+        (State::NotLoaded, _) | (_, Ok(_)) => Exit::Done,
+        (_, Err(why)) => {
+            log::warn!("the totals are missing: {why:#}");
+            Exit::CannotTell
+        }
+    };
     let Some(path) = &args.textfile else {
         if ctx.out.is_json() {
             ctx.out.object(&json!({"text": text}))?;
         } else {
             ctx.out.raw(text.as_bytes())?;
         }
-        return Ok(Exit::Done);
+        return Ok(exit);
     };
     let path = std::path::absolute(path).context("--textfile")?;
     ctx.host.replace(&path, &text)?;
@@ -94,7 +101,7 @@ pub fn run(ctx: &mut Ctx<'_>, args: &MetricsArgs) -> Result<Exit> {
         ctx.out
             .object(&json!({"textfile": path, "bytes": text.len()}))?;
     }
-    Ok(Exit::Done)
+    Ok(exit)
 }
 
 fn check(ctx: &Ctx<'_>, path: &Path) -> Result<()> {

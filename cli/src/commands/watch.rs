@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! `watch`: forks as they happen.
 
+use std::io;
 use std::thread::sleep;
 use std::time::Duration;
 
@@ -56,6 +57,10 @@ pub fn run(ctx: &mut Ctx<'_>, args: &WatchArgs) -> Result<Exit> {
             return Ok(Exit::Done);
         }
         sleep(Duration::from_secs_f64(args.interval));
+        // Nothing may happen for days, and no write tell.
+        if out::nobody_reads(io::stdout()) {
+            return Ok(Exit::Done);
+        }
         news = ring.news(ctx.module()?.recent()?);
     }
 }

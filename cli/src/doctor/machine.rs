@@ -5,7 +5,7 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::Path;
 
-use asyncfork_uapi::Reason;
+use asyncfork_uapi::{Outcome, Reason};
 use nix::sys::stat::{major, minor};
 
 use super::finding::{self as f, Findings};
@@ -18,8 +18,22 @@ use crate::pause::meminfo;
 use crate::process::Process;
 use crate::{cgroup, library, modprobe};
 
-/// Makes udev make the node again.
-pub const MAKE_NODE: &str = "udevadm trigger --action=add /sys/class/misc/asyncfork";
+/// Where the package's udev rule and everybody else expects the device.
+const DEVICE: &str = "/dev/asyncfork";
+
+/// The line that makes the node again: udev does not, it leaves that to the kernel, which
+/// does so once, when the module is loaded.
+fn make_node(host: &Host) -> String {
+    let number = host.line("/sys/class/misc/asyncfork/dev");
+    let number = number.unwrap_or_default().replace(':', " ");
+    let groups = host.read("/etc/group").unwrap_or_default();
+    let group = if groups.lines().any(|line| line.starts_with("asyncfork:")) {
+        format!(" && chgrp asyncfork {DEVICE}")
+    } else {
+        String::new()
+    };
+    format!("mknod -m 660 {DEVICE} c {number}{group}")
+}
 
 /// Module and device.
 pub fn check(ctx: &Ctx<'_>, findings: &mut Findings) {
@@ -43,7 +57,7 @@ fn not_loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
             ),
             match file {
                 Some(_) => {
-                    "boot a tested kernel; at your own risk: modprobe asyncfork allow_untested=1"
+                    "boot a tested kernel, or at your own risk: modprobe asyncfork allow_untested=1"
                 }
                 None => "boot a tested kernel",
             },
@@ -78,13 +92,16 @@ fn not_loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
     findings.add(
         &f::MODULE_NOT_LOADED,
         format!("{} is there, {} is not", file.display(), module::SYSFS),
-        "modprobe asyncfork; if it refuses, dmesg says why",
+        "modprobe asyncfork  # if it refuses, dmesg says why",
     );
 }
 
 /// The line that builds the module for a release.
 pub fn build(host: &Host, release: &str) -> String {
-    let build = format!("dkms autoinstall -k {release}");
+    let build = format!(
+        "dkms install asyncfork/{} -k {release}",
+        env!("CARGO_PKG_VERSION")
+    );
     if kernel::has_headers(host, release) {
         build
     } else {
@@ -94,9 +111,9 @@ pub fn build(host: &Host, release: &str) -> String {
 
 /// The line that signs it.
 pub fn sign(release: &str) -> String {
+    let module = format!("asyncfork/{} -k {release}", env!("CARGO_PKG_VERSION"));
     format!(
-        "mokutil --import /var/lib/dkms/mok.pub (reboot and enrol the key once), then dkms install --force asyncfork/{} -k {release}",
-        env!("CARGO_PKG_VERSION")
+        "dkms build --force {module} && dkms install --force {module}  # signs it; enrol the key once: mokutil --import /var/lib/dkms/mok.pub, and reboot"
     )
 }
 
@@ -116,12 +133,12 @@ fn loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
             findings.add(
                 &f::MODULE_ABI,
                 module::abi_mismatch(&version),
-                "install command and module of the same release, then modprobe -r asyncfork && modprobe asyncfork",
+                "install command and module of the same release, then: modprobe -r asyncfork && modprobe asyncfork",
             );
             None
         }
         Err(e) => {
-            if !node(host, &ctx.device, Path::new("/"), MAKE_NODE, findings) {
+            if !node(host, &ctx.device, findings) {
                 findings.unknown("the module's totals", format!("{e:#}"));
             }
             None
@@ -131,7 +148,7 @@ fn loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
         State::SwitchedOff(why) => findings.add(
             &f::MODULE_SWITCHED_OFF,
             why.unwrap_or_else(|| "its statistics say so; the kernel log has a warning".into()),
-            "keep the kernel log and report it, then modprobe -r asyncfork && modprobe asyncfork",
+            "modprobe -r asyncfork && modprobe asyncfork  # after keeping the kernel log, to report it",
         ),
         State::Off => {
             let places = modprobe::off_at_load(host);
@@ -165,52 +182,74 @@ fn loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
             "echo enrolled > /sys/module/asyncfork/parameters/policy",
         );
     }
-    if stats.stock_by(Reason::Limit) > 0 {
+    // Totals never fall: what counts is what the module still remembers.
+    let recent = ctx.module().and_then(|module| module.recent());
+    let recent = recent.unwrap_or_default();
+    let limited = recent
+        .iter()
+        .filter(|fork| fork.0.outcome() == Outcome::Stock && fork.0.reason() == Reason::Limit);
+    let limited = limited.count();
+    if limited > 0 {
         let limit = module::parameter(host, "max_sessions")
             .and_then(|n| n.parse::<u64>().ok())
             .unwrap_or(1024);
         findings.add(
             &f::MODULE_LIMIT,
             format!(
-                "{} forks since the module was loaded; max_sessions is {limit}",
-                stats.stock_by(Reason::Limit)
+                "{limited} of the last {} forks; max_sessions is {limit}",
+                recent.len()
             ),
             format!(
                 "echo {} > /sys/module/asyncfork/parameters/max_sessions",
-                limit * 2
+                (limit * 2).max(1)
             ),
         );
     }
-    if stats.killed > 0 {
+    let aborted = recent
+        .iter()
+        .filter(|fork| fork.is_async() && fork.0.state() == asyncfork_uapi::State::Aborted);
+    let aborted: Vec<_> = aborted.map(|fork| fork.0.parent_pid.to_string()).collect();
+    if stats.killed > 0 && !aborted.is_empty() {
         findings.add(
             &f::MODULE_KILLED,
-            format!("{} children since the module was loaded", stats.killed),
-            "give the service's cgroup, or the machine, more memory; asyncfork explain and the kernel log tell which",
+            format!(
+                "{} of the last {} forks, of processes {}",
+                aborted.len(),
+                recent.len(),
+                aborted.join(", ")
+            ),
+            "give their cgroups (memory.max), or the machine, more memory",
         );
     }
 }
 
-/// Looks at a device node below `root`, which may be that of another process.
-/// Whether something was found.
-pub fn node(host: &Host, device: &Path, root: &Path, fix: &str, findings: &mut Findings) -> bool {
-    let path = root.join(device.strip_prefix("/").unwrap_or(device));
-    let metadata = match host.metadata(&path) {
+/// Looks at the device node. Whether something was found.
+fn node(host: &Host, path: &Path, findings: &mut Findings) -> bool {
+    // Another path than the usual one may be anything: nothing is to be made or removed there.
+    let is_usual = path == Path::new(DEVICE);
+    let other = format!("name the module's device by --device, and in ASYNCFORK_DEVICE: {DEVICE}");
+    let metadata = match host.metadata(path) {
         Ok(metadata) => metadata,
         Err(e) if e.kind() == io::ErrorKind::NotFound => {
             findings.add(
                 &f::DEVICE_MISSING,
                 format!("there is no {}", path.display()),
-                fix,
+                if is_usual { make_node(host) } else { other },
             );
             return true;
         }
         Err(_) => return false,
     };
-    if let Some(evidence) = stale(host, &path, &metadata) {
+    if let Some(evidence) = stale(host, path, &metadata) {
+        let remove = if metadata.is_dir() { "rmdir" } else { "rm" };
         findings.add(
             &f::DEVICE_STALE,
             evidence,
-            format!("rm {} && {fix}", path.display()),
+            if is_usual {
+                format!("{remove} {DEVICE} && {}", make_node(host))
+            } else {
+                other
+            },
         );
         return true;
     }
@@ -247,7 +286,7 @@ pub fn self_test(ctx: &Ctx<'_>, findings: &mut Findings) {
             findings.add(
                 &f::MODULE_HOOKS,
                 bad.join("; "),
-                "asyncfork off, then report it with the kernel's release and its log",
+                "asyncfork off  # then report it, with the kernel's release and its log",
             );
         }
         Err(e) => findings.unknown("the hooks", format!("{e:#}")),
@@ -271,14 +310,16 @@ pub fn check_system(ctx: &Ctx<'_>, process: Option<&Process>, findings: &mut Fin
         );
     }
     let preload = host.read("/etc/ld.so.preload").unwrap_or_default();
-    if let Some(entry) = preload
-        .split_whitespace()
-        .find(|entry| library::is_ours(entry))
-    {
+    let mut entries = preload.lines().flat_map(library::entries);
+    if let Some(entry) = entries.find(|entry| library::is_ours(entry)) {
         findings.add(
             &f::LIBRARY_EVERYWHERE,
             format!("/etc/ld.so.preload has {entry}"),
-            format!(r"sed -i '\,{},d' /etc/ld.so.preload, and asyncfork enable UNIT for those that are to have it", library::NAME),
+            // An entry of others in the same line stays.
+            format!(
+                r"sed -i 's,[^ :]*{},,' /etc/ld.so.preload  # then asyncfork enable UNIT, for each that is to have it",
+                library::NAME
+            ),
         );
     }
     if let Err(e) = cgroup::mount(host) {

@@ -23,7 +23,7 @@ pub fn check(ctx: &Ctx<'_>, findings: &mut Findings) {
                 "the newest kernel in /boot is {release}; tested series: {}",
                 kernel::series()
             ),
-            format!("boot a tested kernel, or remove this one: apt remove linux-image-{release}"),
+            format!("apt remove linux-image-{release}  # or let the boot loader boot a tested one"),
         );
     }
     match kernel::module_file(host, &release) {

@@ -59,7 +59,7 @@ pub fn check(ctx: &Ctx<'_>, process: &Process, target: &Target, findings: &mut F
         );
     }
     memory(process, findings);
-    one_cpu(process, findings);
+    one_cpu(ctx, process, findings);
     last_fork(ctx, process, findings);
     limit(&ctx.host, process, target, findings);
     served
@@ -134,10 +134,23 @@ fn with_library(
         ),
         (Some(Mapped::Yes(_)), _) => {}
     }
-    if process.environment.is_none() {
+    if process.environment.is_none() && process.overwritten && process.marked {
+        findings.add(
+            &f::SETTINGS_REQUIRE,
+            "it has the mark that the library makes for ASYNCFORK=require, and off",
+            format!(
+                "take ASYNCFORK=require out of its environment, then {}",
+                target.restart()
+            ),
+        );
+    } else if process.environment.is_none() {
         findings.unknown(
             format!("the settings of process {}", process.pid),
-            "its environment may not be read: run doctor as root",
+            if process.overwritten {
+                "it has overwritten its environment, as Redis does for its title: look at the unit, or at what starts it"
+            } else {
+                "its environment may not be read: run doctor as root"
+            },
         );
     }
     let get = |name: &CStr| process.variable(name.to_str().ok()?).map(str::as_bytes);
@@ -178,7 +191,9 @@ fn with_library(
             ),
         );
     }
-    small(process, settings.min_rss, "ASYNCFORK_MIN_RSS", findings);
+    if process.environment.is_some() {
+        small(process, settings.min_rss, "ASYNCFORK_MIN_RSS", findings);
+    }
     let device = String::from_utf8_lossy(settings.device.as_c_str().to_bytes()).into_owned();
     if !otherwise && module::is_loaded(&ctx.host) {
         device_inside(ctx, process, target, Path::new(&device), findings);
@@ -306,7 +321,10 @@ fn device_inside(
         }
     };
     if let Some(evidence) = machine::stale(&ctx.host, &path, &metadata) {
-        findings.add(&f::DEVICE_STALE, evidence, target.restart());
+        // As above.
+        if !findings.has(&f::DEVICE_STALE) {
+            findings.add(&f::DEVICE_STALE, evidence, show);
+        }
         return;
     }
     if !may_open(process, &metadata) {
@@ -322,7 +340,13 @@ fn device_inside(
                 process.status.euid,
                 process.status.groups
             ),
-            show,
+            match &target.unit {
+                Some(_) => show,
+                None => format!(
+                    "let its user be in the device's group, asyncfork (usermod -aG, or a container's --group-add); then {}",
+                    target.restart()
+                ),
+            },
         );
         return;
     }
@@ -400,7 +424,17 @@ fn memory(process: &Process, findings: &mut Findings) {
     }
 }
 
-fn one_cpu(process: &Process, findings: &mut Findings) {
+/// A processor that is online, besides this one.
+fn another_cpu(host: &Host, cpu: u32) -> Option<u32> {
+    let online = host.line("/sys/devices/system/cpu/online")?;
+    let ranges = online.split(',').filter_map(|range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        Some(first.parse::<u32>().ok()?..=last.parse().ok()?)
+    });
+    ranges.flatten().find(|&other| other != cpu)
+}
+
+fn one_cpu(ctx: &Ctx<'_>, process: &Process, findings: &mut Findings) {
     if process.cpus() != Some(1)
         || process
             .variable("ASYNCFORK_THREADS")
@@ -417,11 +451,13 @@ fn one_cpu(process: &Process, findings: &mut Findings) {
     findings.add(
         &f::PROCESS_ONE_CPU,
         format!("Cpus_allowed_list of process {} is {cpu}", process.pid),
-        format!(
-            "taskset -apc {cpu},{} {}, or ASYNCFORK_THREADS=1",
-            cpu + 1,
-            process.pid
-        ),
+        match another_cpu(&ctx.host, cpu) {
+            Some(other) => format!(
+                "taskset -apc {cpu},{other} {}  # or ASYNCFORK_THREADS=1 in its environment",
+                process.pid
+            ),
+            None => "give the machine a second CPU".into(),
+        },
     );
 }
 

@@ -142,10 +142,15 @@ fn break_it(kind: &Kind, fake: &Fake) -> DoctorArgs {
             fake.write("/sys/module/asyncfork/parameters/policy", "armed\n");
         }
         "module.limit" => {
-            fake.module(|m| m.stats.stock_by_reason[Reason::Limit.raw() as usize] = 4);
+            fake.module(|m| m.forks = vec![fork(1, Outcome::Stock, Reason::Limit)]);
         }
         "module.killed" => {
-            fake.module(|m| m.stats.killed = 1);
+            fake.module(|m| {
+                let mut fork = fork(1, Outcome::Async, Reason::None);
+                fork.0.state = asyncfork_uapi::State::Aborted.raw();
+                m.forks = vec![fork];
+                m.stats.killed = 1;
+            });
         }
         "device.missing" => {
             fake.unreachable().remove("/dev/asyncfork");
@@ -429,6 +434,67 @@ fn wrong_targets_are_wrong_input() {
     ] {
         let error = fake.command("doctor", |ctx| run(ctx, &args)).0.unwrap_err();
         assert_eq!(exit::of(&error), Exit::Input);
+    }
+}
+
+#[test]
+fn what_redis_leaves_of_its_environment_is_not_taken_for_its_settings() {
+    let fake = healthy();
+    fake.write("/proc/42/environ", "\0\0\0");
+    change_status(&fake, "VmRSS:\t67108864 kB", "VmRSS:\t1024 kB");
+    let (exit, found) = doctor(&fake, &pid());
+    assert_eq!((exit, ids(&found)), (Exit::CannotTell, vec![]), "{found:#}");
+    let maps = fake.host.read("/proc/42/maps").unwrap();
+    let mark = "7e0 ---p 0 00:01 7 /memfd:asyncfork:stock (deleted)\n";
+    fake.write("/proc/42/maps", &format!("{maps}\n{mark}"));
+    let (_, found) = doctor(&fake, &pid());
+    assert_eq!(ids(&found), ["settings.require"], "{found:#}");
+}
+
+#[test]
+fn no_other_file_is_to_be_removed_for_a_device() {
+    let fake = healthy();
+    fake.write("/sys/class/misc/asyncfork/dev", "10:124\n")
+        .write("/etc/passwd", "");
+    fake.unreachable();
+    for path in ["/etc/passwd", "/none", "/dev/asyncfork"] {
+        let (_, text) = fake.json("doctor", |ctx| {
+            ctx.device = path.into();
+            run(ctx, &DoctorArgs::default())
+        });
+        let found: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let fix = found["findings"][0]["fix"].as_str().unwrap();
+        if path == "/dev/asyncfork" {
+            assert_eq!(
+                fix,
+                "rm /dev/asyncfork && mknod -m 660 /dev/asyncfork c 10 124"
+            );
+        } else {
+            assert!(fix.contains("--device") && !fix.contains("rm "), "{fix}");
+        }
+    }
+}
+
+#[test]
+fn another_processor_is_one_that_is_there() {
+    for (online, cpus, other) in [
+        ("0-3", "3", "3,0"),
+        ("0-3", "0", "0,1"),
+        ("0,2", "0", "0,2"),
+    ] {
+        let fake = healthy();
+        fake.write("/sys/devices/system/cpu/online", &format!("{online}\n"));
+        change_status(
+            &fake,
+            "Cpus_allowed_list:\t0-3",
+            &format!("Cpus_allowed_list:\t{cpus}"),
+        );
+        let (_, found) = doctor(&fake, &pid());
+        let fix = found["findings"][0]["fix"].as_str().unwrap();
+        assert!(
+            fix.starts_with(&format!("taskset -apc {other} 42 ")),
+            "{fix}"
+        );
     }
 }
 

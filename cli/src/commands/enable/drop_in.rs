@@ -97,10 +97,59 @@ pub(super) fn text(host: &Host, unit: &Unit, plan: &Plan) -> Result<String> {
         }
         lines.push(command);
     }
+    let settings = Settings::of(host, unit)?;
     if plan.via.contains(&Via::Preload) {
-        lines.extend(preload(host, unit, plan)?);
+        lines.extend(preload(host, &settings, plan));
+    } else if settings.devices() != Devices::All {
+        lines
+            .push("# That holds for + as well. The service itself does not see the device.".into());
+        lines.push(DEVICE_ALLOW.into());
     }
     Ok(lines.join("\n") + "\n")
+}
+
+/// systemd has the kernel ask for each device that a unit's cgroup opens.
+const DEVICE_ALLOW: &str = "DeviceAllow=/dev/asyncfork rw";
+
+/// What a unit says of its service.
+struct Settings(Vec<(String, String)>);
+
+/// The devices that it may use.
+#[derive(PartialEq, Eq)]
+enum Devices {
+    All,
+    Listed,
+    /// And sees a /dev of its own, without the others.
+    Private,
+}
+
+impl Settings {
+    /// Without what ours say; also that of the template, which one of an instance stands in for.
+    fn of(host: &Host, unit: &Unit) -> Result<Self> {
+        let files = systemd::files(host, unit)?;
+        let others = files
+            .iter()
+            .map(|(_, text)| text.as_str())
+            .filter(|text| !text.starts_with(MARK));
+        Ok(Self(systemd::service_settings(others)))
+    }
+
+    fn last(&self, name: &str) -> &str {
+        let found = self.0.iter().rev().find(|(key, _)| key == name);
+        found.map_or("", |(_, value)| value.as_str())
+    }
+
+    fn devices(&self) -> Devices {
+        if matches!(self.last("PrivateDevices"), "yes" | "true" | "1" | "on") {
+            Devices::Private
+        } else if matches!(self.last("DevicePolicy"), "closed" | "strict")
+            || !self.last("DeviceAllow").is_empty()
+        {
+            Devices::Listed
+        } else {
+            Devices::All
+        }
+    }
 }
 
 /// Where this program is found by systemd.
@@ -119,24 +168,12 @@ pub(super) fn program(host: &Host) -> String {
 }
 
 /// What the library needs in this unit, by what the unit itself says.
-fn preload(host: &Host, unit: &Unit, plan: &Plan) -> Result<Vec<String>> {
-    // Also without ours of the template, which one of an instance stands in for.
-    let files = systemd::files(host, unit)?;
-    let others = files
-        .iter()
-        .map(|(_, text)| text.as_str())
-        .filter(|text| !text.starts_with(MARK));
-    let settings = systemd::service_settings(others);
-    let last = |name: &str| {
-        let found = settings.iter().rev().find(|(key, _)| key == name);
-        found.map_or("", |(_, value)| value.as_str())
-    };
-    let yes = |value: &str| matches!(value, "yes" | "true" | "1" | "on");
+fn preload(host: &Host, settings: &Settings, plan: &Plan) -> Vec<String> {
     let path = library::installed(host).map_or_else(
         || format!("{}/{}", library::DIRECTORIES[0], library::NAME),
         |path| path.display().to_string(),
     );
-    let before = preloaded(&settings);
+    let before = preloaded(&settings.0);
     let mut lines = vec![format!(
         "Environment={}",
         quoted("LD_PRELOAD", &library::preload(&path, &before))
@@ -148,22 +185,22 @@ fn preload(host: &Host, unit: &Unit, plan: &Plan) -> Result<Vec<String>> {
         lines.push(format!("Environment=ASYNCFORK_THREADS={n}"));
     }
     lines.push(format!("SupplementaryGroups={GROUP}"));
-    if !last("NoExecPaths").is_empty() && !path.starts_with("/usr/lib/") {
+    if !settings.last("NoExecPaths").is_empty() && !path.starts_with("/usr/lib/") {
         lines.push("# The unit lets nothing be executed but what it lists.".into());
         lines.push(format!("ExecPaths={path}"));
     }
-    let policy = last("DevicePolicy");
-    if yes(last("PrivateDevices")) {
+    let devices = settings.devices();
+    if devices == Devices::Private {
         lines.push("# The unit hides all devices; show it the ordinary ones and ours.".into());
         lines.push("PrivateDevices=no".into());
-        if policy != "strict" {
+        if settings.last("DevicePolicy") != "strict" {
             lines.push("DevicePolicy=closed".into());
         }
-        lines.push("DeviceAllow=/dev/asyncfork rw".into());
-    } else if matches!(policy, "closed" | "strict") || !last("DeviceAllow").is_empty() {
-        lines.push("DeviceAllow=/dev/asyncfork rw".into());
     }
-    Ok(lines)
+    if devices != Devices::All {
+        lines.push(DEVICE_ALLOW.into());
+    }
+    lines
 }
 
 /// The value of LD_PRELOAD that settings of a unit make.

@@ -59,7 +59,12 @@ fn a_unit_is_enabled_by_its_cgroup_and_enrolled_at_once() {
     assert!(text.contains("enrolled: the running service"), "{text}");
     let written = fake.host.read(DROP_IN).unwrap();
     assert!(
-        written.ends_with("\nExecStartPre=-+/usr/bin/asyncfork enroll --self\n"),
+        written.contains("\nExecStartPre=-+/usr/bin/asyncfork enroll --self\n"),
+        "{written}"
+    );
+    // Debian's unit has PrivateDevices=yes, which is also a filter on its cgroup.
+    assert!(
+        written.ends_with("\nDeviceAllow=/dev/asyncfork rw\n"),
         "{written}"
     );
     fake.module(|m| assert_eq!(m.enrolled.len(), 1));
@@ -228,6 +233,23 @@ fn it_is_restarted_only_if_asked_and_only_if_older() {
 }
 
 #[test]
+fn a_unit_that_may_use_all_devices_is_not_limited_to_ours() {
+    let fake = redis();
+    let open: String = DEBIAN
+        .lines()
+        .filter(|line| !line.starts_with("PrivateDevices"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    fake.unit_file("redis-server.service", &open);
+    let (result, _) = fake.command("enable", |ctx| {
+        enable(ctx, &args("redis-server", &[Via::Cgroup]))
+    });
+    assert_eq!(result.unwrap(), Exit::Done);
+    let written = fake.host.read(DROP_IN).unwrap();
+    assert!(!written.contains("DeviceAllow"), "{written}");
+}
+
+#[test]
 fn templates_and_instances_have_drop_ins_of_their_own() {
     let fake = redis();
     fake.unit(
@@ -239,6 +261,7 @@ fn templates_and_instances_have_drop_ins_of_their_own() {
         "Id=redis-server@a.service\nLoadState=loaded\n",
     );
     fake.unit_file("redis-server@.service", DEBIAN);
+    fake.unit_file("redis-server@a.service", DEBIAN);
     for (name, directory) in [
         ("redis-server@", "redis-server@.service.d"),
         ("redis-server@a", "redis-server@a.service.d"),
