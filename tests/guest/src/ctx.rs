@@ -56,10 +56,7 @@ impl Ctx {
     /// The command `asyncfork`; skips the test where there is none.
     pub fn command(&self) -> TestResult<PathBuf> {
         let command = std::env::current_dir()?.join(COMMAND);
-        skip_unless!(
-            command.exists(),
-            "no {COMMAND}: scripts/command builds it"
-        );
+        skip_unless!(command.exists(), "no {COMMAND}: scripts/command builds it");
         Ok(command)
     }
 

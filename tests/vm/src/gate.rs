@@ -187,6 +187,7 @@ impl Gate<'_> {
             "clippy",
             "cargo clippy --workspace --all-targets -- -D warnings",
         )?;
+        self.stage("rust-1.85", "scripts/rust-1.85")?;
         self.cargo_test()
     }
 

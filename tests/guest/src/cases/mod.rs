@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! The tests. A test's name is the claim it makes.
 
+mod adopt;
 mod advise;
+mod command;
 pub mod common;
 mod device;
 mod dump;
@@ -12,6 +14,7 @@ mod failfork;
 mod faults;
 mod foreign;
 mod freeze;
+mod fuzz;
 mod helpers;
 mod huge;
 mod inside;
@@ -63,6 +66,8 @@ pub const TESTS: &[&[Test]] = &[
     refork::TESTS,
     ends::TESTS,
     enroll::TESTS,
+    command::TESTS,
+    fuzz::TESTS,
     dump::TESTS,
     foreign::TESTS,
     io::TESTS,
@@ -87,6 +92,7 @@ pub const TESTS: &[&[Test]] = &[
     libcs::TESTS,
     selftest::TESTS,
     service::TESTS,
+    adopt::TESTS,
     torture::TESTS,
     loading::TESTS,
 ];

@@ -91,7 +91,10 @@ const ALLOWED: &[(Where, &[&str])] = &[
     ),
     (
         Debian("debian12"),
-        &["valkey_under_debians_unit_and_the_drop_in_forks_async"],
+        &[
+            "running_valkey_under_debians_unit_is_enrolled_and_goes_back_and_forth",
+            "valkey_under_debians_unit_and_the_drop_in_forks_async",
+        ],
     ),
     (
         // No CONFIG_MEMORY_FAILURE.

@@ -37,8 +37,16 @@ const NEWER_PACKAGES: &[&str] = &[
     "seabios",
     "ipxe-qemu",
 ];
-/// And for the tests: systemd, which starts servers in a container, not the guest.
-const TEST_PACKAGES: &[&str] = &["systemd"];
+/// And for the tests: systemd, which starts servers in a container, not the guest; another
+/// container, with the seccomp profile that Podman gives to all; static programs.
+const TEST_PACKAGES: &[&str] = &[
+    "systemd",
+    "crun",
+    "golang-github-containers-common",
+    "musl-tools",
+];
+/// And where that is new enough: the Rust of scripts/rust-1.85.
+const NEWER_TEST_PACKAGES: &[&str] = &["cargo", "rustc"];
 /// And for the suites that nobody here wrote: kernel selftests, the servers' own.
 const SUITES_PACKAGES: &[&str] = &[
     "bc",
@@ -72,6 +80,13 @@ fn newer_packages(debian: &str) -> &'static [&'static str] {
     match debian {
         "bookworm" => &[],
         _ => NEWER_PACKAGES,
+    }
+}
+
+fn newer_test_packages(debian: &str) -> &'static [&'static str] {
+    match debian {
+        "bookworm" => &[],
+        _ => NEWER_TEST_PACKAGES,
     }
 }
 
@@ -111,6 +126,7 @@ impl Recipe {
             source_packages.extend(has_valkey(kernel).then_some("valkey"));
         } else {
             packages.extend(TEST_PACKAGES);
+            packages.extend(newer_test_packages(&kernel.debian));
         }
         Recipe {
             name: format!("{}{}", kernel.root, if suites { "-suites" } else { "" }),
