@@ -29,15 +29,14 @@ pub const TESTS: &[Test] = &[
         "running_redis_under_debians_unit_is_enrolled_and_goes_back_and_forth",
         redis_enrolled,
     )
-    .module()
-    .quick(),
+    .module(),
     Test::new(
         "running_valkey_under_debians_unit_is_enrolled_and_goes_back_and_forth",
         valkey_enrolled,
     )
     .module(),
     Test::new(
-        "redis_enabled_by_the_command_forks_async_after_each_restart",
+        "redis_enabled_under_debians_unit_forks_async_after_each_restart",
         enabled,
     )
     .module(),
