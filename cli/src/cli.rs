@@ -315,10 +315,10 @@ pub struct DisableArgs {
     pub restart: bool,
 }
 
-/// Which cgroup.
-#[derive(Debug, Args)]
-#[command(group = ArgGroup::new("which").required(true).multiple(false))]
-pub struct EnrollArgs {
+/// Names a cgroup; nothing: the caller's.
+#[derive(Debug, Default, Args)]
+#[group(skip)]
+pub struct Which {
     /// That of a running systemd service
     #[arg(long, value_name = "UNIT", group = "which")]
     pub unit: Option<String>,
@@ -328,9 +328,17 @@ pub struct EnrollArgs {
     /// This directory below /sys/fs/cgroup
     #[arg(long, value_name = "DIR", group = "which")]
     pub cgroup: Option<PathBuf>,
-    /// The caller's: for ExecStartPre=
+    /// The caller's: for lines such as ExecStartPre=
     #[arg(long = "self", group = "which")]
     pub own: bool,
+}
+
+/// What to enrol.
+#[derive(Debug, Args)]
+#[command(group = ArgGroup::new("which").required(true).multiple(false))]
+pub struct EnrollArgs {
+    #[command(flatten)]
+    pub which: Which,
     /// Leave processes alone that have less resident memory
     #[arg(long, value_name = "SIZE", value_parser = size, default_value = "64M")]
     pub min_rss: u64,
@@ -339,22 +347,12 @@ pub struct EnrollArgs {
     pub helpers: u32,
 }
 
-/// Which cgroup.
+/// What to take out.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("which").required(true).multiple(false))]
 pub struct UnenrollArgs {
-    /// That of a running systemd service
-    #[arg(long, value_name = "UNIT", group = "which")]
-    pub unit: Option<String>,
-    /// That of a process
-    #[arg(long, value_name = "PID", value_parser = pid, group = "which")]
-    pub pid: Option<i32>,
-    /// This directory below /sys/fs/cgroup
-    #[arg(long, value_name = "DIR", group = "which")]
-    pub cgroup: Option<PathBuf>,
-    /// The caller's
-    #[arg(long = "self", group = "which")]
-    pub own: bool,
+    #[command(flatten)]
+    pub which: Which,
     /// The one of this number, as `enrolled` lists it: also if it is gone
     #[arg(long, value_name = "NUMBER", value_parser = number, group = "which")]
     pub id: Option<u64>,

@@ -7,7 +7,7 @@ use anyhow::Result;
 use serde_json::json;
 
 use crate::cgroup;
-use crate::cli::{EnrollArgs, UnenrollArgs};
+use crate::cli::{EnrollArgs, UnenrollArgs, Which};
 use crate::ctx::Ctx;
 use crate::exit::{self, Exit};
 use crate::host::Host;
@@ -25,12 +25,7 @@ const WITHOUT_EFFECT: &str = "note: without effect, as the module's policy is ar
 /// # Errors
 /// There is none, or the module refuses.
 pub fn enroll(ctx: &mut Ctx<'_>, args: &EnrollArgs) -> Result<Exit> {
-    let which = Which {
-        unit: args.unit.as_deref(),
-        pid: args.pid,
-        cgroup: args.cgroup.as_deref(),
-    };
-    let directory = directory(&ctx.host, &which)?;
+    let directory = directory(&ctx.host, &args.which)?;
     let module = ctx.module()?;
     let most = module.version()?.max_helpers;
     if args.helpers > most {
@@ -93,12 +88,7 @@ pub fn unenroll(ctx: &mut Ctx<'_>, args: &UnenrollArgs) -> Result<Exit> {
             format!("number {id}"),
         )
     } else {
-        let which = Which {
-            unit: args.unit.as_deref(),
-            pid: args.pid,
-            cgroup: args.cgroup.as_deref(),
-        };
-        let directory = directory(&ctx.host, &which)?;
+        let directory = directory(&ctx.host, &args.which)?;
         let file = cgroup::open(&ctx.host, &directory)?;
         (
             ctx.module()?.unenroll(&Cgroup::Open(&file))?,
@@ -168,15 +158,8 @@ pub fn enrolled(ctx: &mut Ctx<'_>) -> Result<Exit> {
     Ok(Exit::Done)
 }
 
-/// What names a cgroup; nothing: the caller's.
-struct Which<'a> {
-    unit: Option<&'a str>,
-    pid: Option<i32>,
-    cgroup: Option<&'a Path>,
-}
-
-fn directory(host: &Host, which: &Which<'_>) -> Result<PathBuf> {
-    if let Some(name) = which.unit {
+fn directory(host: &Host, which: &Which) -> Result<PathBuf> {
+    if let Some(name) = &which.unit {
         let (unit, shown) = systemd::find(host, &Unit::parse(name)?)?;
         let path = shown.cgroup().ok_or_else(|| {
             exit::input(format!(
@@ -194,7 +177,7 @@ fn directory(host: &Host, which: &Which<'_>) -> Result<PathBuf> {
         })?;
         return cgroup::directory(host, &path);
     }
-    match which.cgroup {
+    match &which.cgroup {
         Some(path) => cgroup::given(host, path),
         None => cgroup::own(host),
     }
@@ -208,12 +191,9 @@ mod tests {
 
     const REDIS: &str = "system.slice/redis-server.service";
 
-    fn which() -> EnrollArgs {
+    fn by(which: Which) -> EnrollArgs {
         EnrollArgs {
-            unit: None,
-            pid: None,
-            cgroup: None,
-            own: false,
+            which,
             min_rss: 64 << 20,
             helpers: 1,
         }
@@ -222,22 +202,22 @@ mod tests {
     #[test]
     fn a_unit_a_process_a_path_and_oneself_name_the_same_cgroup() {
         for args in [
-            EnrollArgs {
+            by(Which {
                 unit: Some("redis-server".into()),
-                ..which()
-            },
-            EnrollArgs {
+                ..Which::default()
+            }),
+            by(Which {
                 pid: Some(42),
-                ..which()
-            },
-            EnrollArgs {
+                ..Which::default()
+            }),
+            by(Which {
                 cgroup: Some(REDIS.into()),
-                ..which()
-            },
-            EnrollArgs {
+                ..Which::default()
+            }),
+            by(Which {
                 own: true,
-                ..which()
-            },
+                ..Which::default()
+            }),
         ] {
             let fake = Fake::new();
             fake.loaded().cgroup(REDIS).server(42).module(|m| m.abi = 3);
@@ -272,18 +252,18 @@ mod tests {
     fn a_cgroup_is_taken_out_by_path_or_number() {
         let fake = Fake::new();
         fake.loaded().cgroup(REDIS).module(|m| m.abi = 3);
-        let args = EnrollArgs {
+        let args = by(Which {
             cgroup: Some(REDIS.into()),
-            ..which()
-        };
+            ..Which::default()
+        });
         let id = cgroup::id(&fake.host, &Path::new("/sys/fs/cgroup").join(REDIS));
         for by_number in [false, true] {
             fake.command("enroll", |ctx| enroll(ctx, &args)).0.unwrap();
             let out = UnenrollArgs {
-                unit: None,
-                pid: None,
-                cgroup: (!by_number).then(|| REDIS.into()),
-                own: false,
+                which: Which {
+                    cgroup: (!by_number).then(|| REDIS.into()),
+                    ..Which::default()
+                },
                 id: id.filter(|_| by_number),
             };
             assert!(fake
@@ -301,10 +281,10 @@ mod tests {
     fn an_older_module_says_what_to_do() {
         let fake = Fake::new();
         fake.loaded().cgroup(REDIS);
-        let args = EnrollArgs {
+        let args = by(Which {
             cgroup: Some(REDIS.into()),
-            ..which()
-        };
+            ..Which::default()
+        });
         let error = fake
             .command("enroll", |ctx| enroll(ctx, &args))
             .0
@@ -323,30 +303,32 @@ mod tests {
             "Id=off.service\nLoadState=loaded\nControlGroup=\n",
         );
         for args in [
-            EnrollArgs {
+            by(Which {
                 unit: Some("off".into()),
-                ..which()
-            },
-            EnrollArgs {
+                ..Which::default()
+            }),
+            by(Which {
                 unit: Some("none".into()),
-                ..which()
-            },
-            EnrollArgs {
+                ..Which::default()
+            }),
+            by(Which {
                 unit: Some("a/b".into()),
-                ..which()
-            },
-            EnrollArgs {
+                ..Which::default()
+            }),
+            by(Which {
                 pid: Some(4711),
-                ..which()
-            },
-            EnrollArgs {
+                ..Which::default()
+            }),
+            by(Which {
                 cgroup: Some("/".into()),
-                ..which()
-            },
+                ..Which::default()
+            }),
             EnrollArgs {
-                cgroup: Some(REDIS.into()),
                 helpers: 99,
-                ..which()
+                ..by(Which {
+                    cgroup: Some(REDIS.into()),
+                    ..Which::default()
+                })
             },
         ] {
             let error = fake
@@ -375,16 +357,16 @@ mod tests {
         });
         fake.golden("enrolled", "enrolled", enrolled);
         fake.cgroup(REDIS);
-        let args = EnrollArgs {
+        let args = by(Which {
             cgroup: Some(REDIS.into()),
-            ..which()
-        };
+            ..Which::default()
+        });
         fake.golden("enroll", "enroll", |ctx| enroll(ctx, &args));
         let out = UnenrollArgs {
-            unit: None,
-            pid: None,
-            cgroup: Some(REDIS.into()),
-            own: false,
+            which: Which {
+                cgroup: Some(REDIS.into()),
+                ..Which::default()
+            },
             id: None,
         };
         fake.golden("unenroll", "unenroll", |ctx| unenroll(ctx, &out));
