@@ -63,21 +63,8 @@ pub struct Plug {
 impl Plug {
     /// Starts the process, idle. To be called before the test's memory exists.
     pub fn new() -> io::Result<Self> {
-        // SAFETY: a fresh shared mapping; zero is a valid AtomicU32, and it is never unmapped.
-        let flag = unsafe {
-            let at = libc::mmap(
-                std::ptr::null_mut(),
-                4096,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            );
-            if at == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            &*at.cast::<AtomicU32>()
-        };
+        // SAFETY: zero is a valid AtomicU32.
+        let flag: &AtomicU32 = unsafe { sys::shared() }?;
         let (ready, started) = sys::pipe()?;
         // SAFETY: the process is single-threaded here; the child only runs plug().
         let pid = sys::cvt(unsafe { libc::fork() })?;

@@ -31,6 +31,28 @@ pub fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) })
 }
 
+/// Memory that processes forked from now on share: zeros, and never unmapped.
+///
+/// # Safety
+/// Zeros are a valid `T`, and what processes do with it at the same time is sound.
+pub unsafe fn shared<T>() -> io::Result<&'static T> {
+    // SAFETY: a fresh mapping of the size, page-aligned; the caller vouches for its contents.
+    unsafe {
+        let at = libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<T>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        if at == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(&*at.cast::<T>())
+    }
+}
+
 /// A file in memory.
 pub fn memfd(len: usize) -> io::Result<OwnedFd> {
     // SAFETY: a literal C string.

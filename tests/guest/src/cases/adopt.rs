@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
 //! Processes that no library could serve, enrolled by the command from outside: static programs, containers.
 
+use super::command;
 use super::device::no_session;
 use super::Test;
 use crate::cgroup::Cgroup;
@@ -106,14 +107,7 @@ impl Server {
 
 /// Runs the command; what it printed.
 fn asyncfork(ctx: &Ctx, args: &[&str]) -> TestResult<String> {
-    let output = Command::new(ctx.command()?).args(args).output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    claim!(
-        output.status.success(),
-        "asyncfork {args:?}: {said}{errors}"
-    );
-    Ok(said)
+    Ok(command::asyncfork(ctx, args)?.exits(0)?.out)
 }
 
 /// Stock, asynchronous from the enrolment on, stock after it: by the module's account. `pid` is the process in `group`.

@@ -5,6 +5,7 @@ use super::device::{arm, open, plain_fork, report};
 use super::Test;
 use crate::board::Board;
 use crate::cases::common::while_plugged;
+use crate::cases::io::{io_uring, register};
 use crate::cgroup::Cgroup;
 use crate::ctx::Ctx;
 use crate::hold::{run_anywhere, Plug};
@@ -15,11 +16,12 @@ use crate::sys::{self, cvt};
 use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, skip_unless};
 use asyncfork_uapi::{Arm, By, Hook, Outcome as Fate, Reason, Report, Stats};
+use serde_json::Value;
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -117,9 +119,9 @@ pub const TESTS: &[Test] = &[
 
 /// What the program printed, and its exit code.
 #[derive(Debug)]
-struct Said {
+pub(super) struct Said {
     code: i32,
-    out: String,
+    pub(super) out: String,
     err: String,
 }
 
@@ -133,7 +135,7 @@ impl Said {
     }
 
     /// Demands an exit code.
-    fn exits(self, code: i32) -> TestResult<Self> {
+    pub(super) fn exits(self, code: i32) -> TestResult<Self> {
         claim!(self.code == code, "want exit code {code}: {self:?}");
         Ok(self)
     }
@@ -173,7 +175,7 @@ fn program(ctx: &Ctx) -> TestResult<Command> {
     Ok(command)
 }
 
-fn asyncfork(ctx: &Ctx, args: &[&str]) -> TestResult<Said> {
+pub(super) fn asyncfork(ctx: &Ctx, args: &[&str]) -> TestResult<Said> {
     Ok(Said::of(&program(ctx)?.args(args).output()?))
 }
 
@@ -192,19 +194,26 @@ fn shell(ctx: &Ctx, line: &str) -> TestResult<Said> {
     Ok(Said::of(&output))
 }
 
-/// A JSON text as paths, such as `totals.forks.async`, with their values; texts without quotes.
-struct Json(BTreeMap<String, String>);
+/// A JSON text, read by paths such as `totals.forks.async`; texts come without quotes.
+struct Json(Value);
 
 impl Json {
     fn parse(text: &str) -> Option<Self> {
-        let mut all = BTreeMap::new();
-        let rest = value(text.trim(), "", &mut all)?;
-        rest.trim().is_empty().then_some(Self(all))
+        serde_json::from_str(text).ok().map(Self)
     }
 
-    fn get(&self, path: &str) -> TestResult<&str> {
-        let found = self.0.get(path).map(String::as_str);
-        found.ok_or_else(|| Verdict::Failed(format!("no {path} in {:?}", self.0)))
+    /// What is there, if it is neither an object nor an array.
+    fn find(&self, path: &str) -> Option<String> {
+        match self.0.pointer(&format!("/{}", path.replace('.', "/")))? {
+            Value::Object(_) | Value::Array(_) => None,
+            Value::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
+        }
+    }
+
+    fn get(&self, path: &str) -> TestResult<String> {
+        let found = self.find(path);
+        found.ok_or_else(|| Verdict::Failed(format!("no {path} in {}", self.0)))
     }
 
     fn number(&self, path: &str) -> TestResult<u64> {
@@ -212,65 +221,6 @@ impl Json {
         text.parse()
             .map_err(|_| Verdict::Failed(format!("{path} is {text}")))
     }
-}
-
-/// Reads a value and what is in it; what follows.
-fn value<'a>(text: &'a str, path: &str, all: &mut BTreeMap<String, String>) -> Option<&'a str> {
-    let inside = |name: &str| match path {
-        "" => name.to_owned(),
-        path => format!("{path}.{name}"),
-    };
-    let text = text.trim_start();
-    let first = text.chars().next()?;
-    match first {
-        '{' | '[' => {
-            let end = if first == '{' { '}' } else { ']' };
-            let mut rest = text[1..].trim_start();
-            for n in 0.. {
-                if let Some(after) = rest.strip_prefix(end) {
-                    return Some(after);
-                }
-                let name;
-                if first == '{' {
-                    (name, rest) = string(rest)?;
-                    rest = rest.trim_start().strip_prefix(':')?;
-                } else {
-                    name = n.to_string();
-                }
-                rest = value(rest, &inside(&name), all)?.trim_start();
-                if let Some(after) = rest.strip_prefix(',') {
-                    rest = after.trim_start();
-                }
-            }
-            None
-        }
-        '"' => {
-            let (text, rest) = string(text)?;
-            all.insert(path.to_owned(), text);
-            Some(rest)
-        }
-        _ => {
-            let end = text.find([',', '}', ']', '\n', ' ']).unwrap_or(text.len());
-            all.insert(path.to_owned(), text[..end].to_owned());
-            Some(&text[end..])
-        }
-    }
-}
-
-fn string(text: &str) -> Option<(String, &str)> {
-    let mut said = String::new();
-    let mut chars = text.strip_prefix('"')?.char_indices();
-    while let Some((at, c)) = chars.next() {
-        match c {
-            '"' => return Some((said, &text[at + 2..])),
-            '\\' => match chars.next()?.1 {
-                'n' => said.push('\n'),
-                other => said.push(other),
-            },
-            c => said.push(c),
-        }
-    }
-    None
 }
 
 /// A process that forks when it is told to.
@@ -1508,7 +1458,7 @@ fn prediction(ctx: &Ctx) -> TestResult<String> {
             let ns = found.get(&path)?;
             if ns == "null" {
                 good &= kind != "stock";
-                said.push(found.get(&format!("pause.{kind}.unknown"))?.to_owned());
+                said.push(found.get(&format!("pause.{kind}.unknown"))?);
                 continue;
             }
             let predicted = found.number(&path)? as f64 / 1000.0;
@@ -1531,26 +1481,8 @@ fn prediction(ctx: &Ctx) -> TestResult<String> {
 
 /// Pins memory as a buffer of an io_uring, until that is closed.
 fn pin(span: Span) -> TestResult<OwnedFd> {
-    const REGISTER_BUFFERS: u32 = 0;
-    // struct io_uring_params: 120 bytes, all zero is valid.
-    let mut params = [0u64; 15];
-    // SAFETY: the parameters live across the call, which fills them in.
-    let fd = cvt(unsafe { libc::syscall(libc::SYS_io_uring_setup, 4, params.as_mut_ptr()) })
-        .map_err(|e| Verdict::Skip(format!("no io_uring here: {e}")))?;
-    // SAFETY: a fresh descriptor.
-    let ring = unsafe { OwnedFd::from_raw_fd(fd as i32) };
-    let iov = span.iovec();
-    // SAFETY: one iovec that lives across the call.
-    cvt(unsafe {
-        libc::syscall(
-            libc::SYS_io_uring_register,
-            ring.as_raw_fd(),
-            REGISTER_BUFFERS,
-            &iov,
-            1,
-        )
-    })
-    .at("io_uring_register")?;
+    let ring = io_uring()?;
+    register(&ring, span)?;
     Ok(ring)
 }
 
@@ -1660,7 +1592,7 @@ impl Probe<'_> {
         let said = asyncfork(self.ctx, &args)?;
         let found = said.json()?;
         for n in 0.. {
-            let Some(id) = found.0.get(&format!("findings.{n}.id")) else {
+            let Some(id) = found.find(&format!("findings.{n}.id")) else {
                 break;
             };
             if id != self.id {
@@ -1672,7 +1604,7 @@ impl Probe<'_> {
                 !found.get(&format!("findings.{n}.evidence"))?.is_empty(),
                 "no evidence: {said:?}"
             );
-            return Ok(Some(found.get(&format!("findings.{n}.fix"))?.to_owned()));
+            return Ok(Some(found.get(&format!("findings.{n}.fix"))?));
         }
         Ok(None)
     }
@@ -2409,9 +2341,9 @@ mod tests {
         let text = r#"{"a": {"b": 1, "c": [true, {"d": "x\"y, }"}]}, "e": null, "f": [], "g": {}}"#;
         let json = Json::parse(text).unwrap();
         assert_eq!(json.number("a.b"), Ok(1));
-        assert_eq!(json.get("a.c.0"), Ok("true"));
-        assert_eq!(json.get("a.c.1.d"), Ok("x\"y, }"));
-        assert_eq!(json.get("e"), Ok("null"));
+        assert_eq!(json.get("a.c.0"), Ok("true".into()));
+        assert_eq!(json.get("a.c.1.d"), Ok("x\"y, }".into()));
+        assert_eq!(json.get("e"), Ok("null".into()));
         assert!(json.get("f").is_err());
         assert!(Json::parse("{").is_none());
         assert!(Json::parse("{} x").is_none());

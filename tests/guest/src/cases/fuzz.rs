@@ -299,21 +299,8 @@ struct Tally {
 
 impl Tally {
     fn new() -> io::Result<&'static Self> {
-        // SAFETY: a fresh shared mapping, which is never unmapped; zeros are a valid Tally.
-        unsafe {
-            let at = libc::mmap(
-                std::ptr::null_mut(),
-                size_of::<Self>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            );
-            if at == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(&*at.cast::<Self>())
-        }
+        // SAFETY: zeros are a valid Tally, for it is atomics only.
+        unsafe { sys::shared() }
     }
 
     fn count(&self, row: usize, errno: i32) {
@@ -543,6 +530,17 @@ fn bytes<T: AbiArgument>(value: &T) -> &[u8] {
 
 const CMSG_WORDS: usize = 3;
 
+/// With room for a descriptor. It points to both.
+fn message(iov: &mut libc::iovec, control: &mut [u64; CMSG_WORDS]) -> libc::msghdr {
+    // SAFETY: all-zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = size_of_val(control) as _;
+    message
+}
+
 /// Sends a descriptor; it does not wait for room.
 fn send(socket: &OwnedFd, fd: i32, mut tag: u8) -> io::Result<()> {
     let mut control = [0u64; CMSG_WORDS];
@@ -550,15 +548,11 @@ fn send(socket: &OwnedFd, fd: i32, mut tag: u8) -> io::Result<()> {
         iov_base: (&raw mut tag).cast(),
         iov_len: 1,
     };
-    // SAFETY: all-zero is a valid msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = &raw mut iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
+    let mut message = message(&mut iov, &mut control);
     // SAFETY: the lengths fit the buffer, and all of it lives across the call.
     unsafe {
         message.msg_controllen = libc::CMSG_SPACE(size_of::<i32>() as u32) as _;
-        assert!(message.msg_controllen as usize <= size_of_val(&control));
+        assert!(message.msg_controllen <= size_of_val(&control));
         let header = libc::CMSG_FIRSTHDR(&message);
         (*header).cmsg_level = libc::SOL_SOCKET;
         (*header).cmsg_type = libc::SCM_RIGHTS;
@@ -576,12 +570,7 @@ fn receive(socket: &OwnedFd) -> Option<(i32, u8)> {
         iov_base: (&raw mut tag).cast(),
         iov_len: 1,
     };
-    // SAFETY: all-zero is a valid msghdr.
-    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-    message.msg_iov = &raw mut iov;
-    message.msg_iovlen = 1;
-    message.msg_control = control.as_mut_ptr().cast();
-    message.msg_controllen = size_of_val(&control) as _;
+    let mut message = message(&mut iov, &mut control);
     // SAFETY: the kernel fills the buffers, which live across the calls, no further than their lengths.
     unsafe {
         let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;

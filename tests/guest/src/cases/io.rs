@@ -464,7 +464,7 @@ fn pinned_late(ctx: &Ctx) -> TestResult<String> {
 }
 
 /// Pins memory as a buffer of an io_uring, until that is closed.
-fn register(ring: &OwnedFd, buffer: Span) -> TestResult {
+pub(super) fn register(ring: &OwnedFd, buffer: Span) -> TestResult {
     const REGISTER_BUFFERS: u32 = 0;
     let iov = buffer.iovec();
     // SAFETY: one iovec that lives across the call.
@@ -481,7 +481,7 @@ fn register(ring: &OwnedFd, buffer: Span) -> TestResult {
     Ok(())
 }
 
-fn io_uring() -> TestResult<OwnedFd> {
+pub(super) fn io_uring() -> TestResult<OwnedFd> {
     // struct io_uring_params: 120 bytes, all zero is valid.
     let mut params = [0u64; 15];
     // SAFETY: the parameters live across the call, which fills them in.

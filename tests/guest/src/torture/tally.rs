@@ -4,6 +4,7 @@
 use super::chaos::DEEDS;
 use super::ops::OPS;
 use crate::crew::NO_THREAD;
+use crate::sys;
 use crate::verdict::{TestResult, Verdict};
 use asyncfork_uapi::{Hook, Stats, HOOK_MAX};
 use std::io;
@@ -58,21 +59,8 @@ pub struct Tally {
 impl Tally {
     /// A tally in memory that processes forked from now on share. It is never unmapped.
     pub fn new() -> io::Result<&'static Self> {
-        // SAFETY: a fresh mapping of the right size, page-aligned; all-zero is a valid Tally, for it is atomics only.
-        unsafe {
-            let at = libc::mmap(
-                std::ptr::null_mut(),
-                size_of::<Self>(),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | libc::MAP_ANONYMOUS,
-                -1,
-                0,
-            );
-            if at == libc::MAP_FAILED {
-                return Err(io::Error::last_os_error());
-            }
-            Ok(&*at.cast::<Self>())
-        }
+        // SAFETY: zeros are a valid Tally, for it is atomics only.
+        unsafe { sys::shared() }
     }
 
     /// Whether everybody is to come to an end.
