@@ -1,40 +1,42 @@
 #!/bin/sh
 # Runs in the guest as root: the command in ./command, its output and exit
 # status and the kernel's log go to this script's directory, which the host
-# shares. Arguments: what the directories come by, seconds the command may take, the
-# checkout, which it is run in, and where the shared directories belong that the host calls
-# ../share0 and so on.
+# shares. Arguments: what the directories come by, or "systemd" after init.sh; seconds the
+# command may take; the checkout, which it is run in; and where the shared directories
+# belong that the host calls ../share0 and so on.
 run=${0%/*}
 transport=$1
 limit=$2
 checkout=$3
 shift 3
 
-mkdir -p /run/asyncfork/root
+own_root() {
+	for dir in etc usr; do
+		mount --bind "/run/asyncfork/root/$dir" "/$dir" || return
+	done
+}
 case $transport in
 9p)
 	# With the page cache, which the mounts that virtme-ng made do without: a read
 	# from one of those pins the reader's memory.
 	cached() {
-		mount -t 9p -o "ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose" "$1" "$2"
+		mkdir -p "$2" && mount -t 9p -o "ro,trans=virtio,version=9p2000.L,msize=512000,cache=loose" "$1" "$2"
 	}
-	cached asyncfork.root /run/asyncfork/root && cached asyncfork.checkout "$checkout"
+	cached asyncfork.root /run/asyncfork/root && cached asyncfork.checkout "$checkout" && own_root
 	;;
 virtiofs)
 	# All with the page cache already, the checkout in its place. The root is below overlays.
-	mount --bind / /run/asyncfork/root
+	mkdir -p /run/asyncfork/root && mount --bind / /run/asyncfork/root && own_root
 	;;
+systemd) ;;
 esac || exit
-for dir in etc usr; do
-	mount --bind "/run/asyncfork/root/$dir" "/$dir" || exit
-done
 cd "$checkout" || exit
 n=0
 for dir; do
 	mkdir -p "$dir" && mount --bind "${run%/*}/share$n" "$dir" || exit
 	n=$((n + 1))
 done
-# There is no udev to do it.
+# Without udev there is nobody else to do it.
 if [ -e "$run/disk" ]; then modprobe virtio_blk; fi
 
 # On a kernel of scripts/debug-kernel. No scans while the command runs, they take long.

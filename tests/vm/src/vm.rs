@@ -101,6 +101,9 @@ pub struct VmOptions {
     /// Directory that the guest may write to (may be repeated)
     #[arg(long, value_name = "DIR")]
     pub share: Vec<PathBuf>,
+    /// Boot the guest's systemd, with udev, on a root that can be written to, in memory
+    #[arg(long)]
+    pub systemd: bool,
     /// Attach an empty disk of this size (e.g. 2G) as /dev/vda
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub disk: Option<u64>,
@@ -120,6 +123,7 @@ impl Default for VmOptions {
             append: Vec::new(),
             timeout: 1800,
             share: Vec::new(),
+            systemd: false,
             disk: None,
         }
     }

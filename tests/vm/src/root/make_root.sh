@@ -64,6 +64,10 @@ make_root() {
 		--customize-hook='echo "127.0.0.1 localhost" >"$1/etc/hosts"' \
 		--include="$(IFS=, && echo "${packages[*]}")" "${options[@]}" "$suite" "$new" - <<<"$list" ||
 		die "mmdebstrap failed: does the mirror have $suite and its kernels?"$'\n'"$list"
+	# virtme-ng's init would start it in every guest. There the nodes in /dev are the kernel's,
+	# tests load what modules they need, and in emulation the probing of all devices takes
+	# longer than the rest of the boot.
+	as_root rm -f "$new/usr/lib/systemd/systemd-udevd"
 	# virtme-ng leaves a script in the root directory, modules are built in
 	# /build, and the checkout is mounted where it is.
 	as_root mkdir -p "$new/build" "$new$PWD"

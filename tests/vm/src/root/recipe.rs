@@ -12,9 +12,7 @@ use crate::kernels::{self, Kernel};
 use crate::tools;
 
 /// The kernel's build, the guest's init, the tests. tiny-initramfs because the image wants
-/// something of the kind, and virtme-ng brings its own. No udev: the nodes in /dev are the
-/// kernel's, tests load what modules they need, and in emulation the probing of all devices
-/// takes longer than the rest of the boot.
+/// something of the kind, and virtme-ng brings its own.
 const PACKAGES: &[&str] = &[
     "tiny-initramfs",
     "gcc",
@@ -37,10 +35,11 @@ const NEWER_PACKAGES: &[&str] = &[
     "seabios",
     "ipxe-qemu",
 ];
-/// And for the tests: systemd, which starts servers in a container, not the guest; another
-/// container, with the seccomp profile that Podman gives to all; static programs.
+/// And for the tests: systemd and udev, for guests that boot with them; a container, with
+/// the seccomp profile that Podman gives to all; static programs.
 const TEST_PACKAGES: &[&str] = &[
     "systemd",
+    "udev",
     "crun",
     "golang-github-containers-common",
     "musl-tools",

@@ -104,12 +104,32 @@ impl VmOptions {
         let limit = self
             .timeout
             .saturating_mul(if self.icount { 1000 } else { 1 });
-        let mut script = format!("sh {GUEST_MOUNTS}/run/guest.sh {transport} {limit} {root}");
+        let mounts = match self.systemd {
+            true => "systemd".to_owned(),
+            false => transport.to_string(),
+        };
+        let mut script = format!("sh {GUEST_MOUNTS}/run/guest.sh {mounts} {limit} {root}");
         let shares = self.shares(checkout)?;
         for (n, share) in shares.iter().enumerate() {
             let share = share.display();
             vng.arg(format!("--rwdir={GUEST_MOUNTS}/share{n}={share}"));
             script += &format!(" {share}");
+        }
+        let mut tools = None;
+        if self.systemd {
+            let numbers = (0..shares.len()).map(|n| n.to_string());
+            let numbers: Vec<String> = numbers.collect();
+            let init = virtme_run::install_init(
+                dir,
+                &[
+                    ("transport", &transport.to_string()),
+                    ("checkout", &root.to_string()),
+                    ("shares", &numbers.join(" ")),
+                    ("command", &script),
+                ],
+            )?;
+            vng.env(virtme_run::TOOLS, &init);
+            tools = Some(init);
         }
         let daemons = match transport {
             Transport::NineP => {
@@ -120,7 +140,7 @@ impl VmOptions {
                 vng.arg(format!("--rodir={root}={root}"))
                     // Which it would take with KVM: a machine without PCI.
                     .arg("--disable-microvm");
-                virtiofs::prepare(&mut vng, checkout, dir, &shares)?
+                virtiofs::prepare(&mut vng, checkout, tools, dir, &shares)?
             }
         };
         for opts in self.qemu_opts(accel, dir)? {

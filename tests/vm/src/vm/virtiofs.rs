@@ -80,11 +80,12 @@ impl Export {
 }
 
 /// Makes the sockets, tells `vng` of them, and returns the daemons, which are yet to be
-/// started. They serve what `vng` is to give to the guest: its root, virtme-ng's tools, the
-/// checkout, the run directory `dir` and `shares`.
+/// started. They serve what `vng` is to give to the guest: its root, virtme-ng's
+/// tools or those in their place, the checkout, the run directory `dir` and `shares`.
 pub(super) fn prepare(
     vng: &mut Command,
     checkout: &Checkout,
+    tools: Option<PathBuf>,
     dir: &Path,
     shares: &[PathBuf],
 ) -> Result<Vec<Daemon>> {
@@ -93,9 +94,10 @@ pub(super) fn prepare(
         "{} has no {VIRTIOFSD}: delete that directory and try again",
         checkout.qemu_root.display()
     );
+    let tools = tools.map_or_else(|| guest_tools(checkout), Ok)?;
     let mut exports = vec![
         Export::new("root", &checkout.guest_root, false)?,
-        Export::new("tools", &guest_tools(checkout)?, false)?,
+        Export::new("tools", &tools, false)?,
         Export::new("checkout", &checkout.root, false)?,
         Export::new("run", dir, true)?,
     ];
@@ -188,7 +190,7 @@ mod tests {
         let dir = scratch("virtiofs");
         let (checkout, run) = (checkout(&dir), dir.join("run"));
         let mut vng = Command::new("vng");
-        let daemons = prepare(&mut vng, &checkout, &run, &[dir.join("share")]).unwrap();
+        let daemons = prepare(&mut vng, &checkout, None, &run, &[dir.join("share")]).unwrap();
         let served: BTreeMap<&str, (String, bool, bool)> = daemons
             .iter()
             .map(|Daemon { name, command }| {
@@ -224,7 +226,7 @@ mod tests {
         let dir = scratch("virtiofs-sockets").join("long".repeat(30));
         let (checkout, run) = (checkout(&dir), dir.join("run"));
         let mut vng = Command::new("vng");
-        let daemons = prepare(&mut vng, &checkout, &run, &[]).unwrap();
+        let daemons = prepare(&mut vng, &checkout, None, &run, &[]).unwrap();
         let sockets = env(&vng, SOCKETS);
         assert_eq!(sockets.lines().count(), 4, "{sockets}");
         let here = File::open(&dir).unwrap();
@@ -250,7 +252,13 @@ mod tests {
         let dir = scratch("virtiofs-none");
         let checkout = checkout(&dir);
         fs::remove_file(dir.join("qemu").join(VIRTIOFSD)).unwrap();
-        let error = prepare(&mut Command::new("vng"), &checkout, &dir.join("run"), &[]);
+        let error = prepare(
+            &mut Command::new("vng"),
+            &checkout,
+            None,
+            &dir.join("run"),
+            &[],
+        );
         let error = error.unwrap_err().to_string();
         assert!(error.contains("delete that directory"), "{error}");
         fs::remove_dir_all(dir).unwrap();

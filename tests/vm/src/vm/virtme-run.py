@@ -5,12 +5,14 @@
 virtme-ng would start them itself: it gives each three seconds to come up, takes 9p without
 a word if one does not, and leaves them to themselves. Here they listen already, where
 ASYNCFORK_VIRTIOFS says: a line "DIRECTORY=SOCKET" for each. With 9p there are none.
+
+And with the init that is in ASYNCFORK_TOOLS, if that is set.
 """
 
 import os
 import sys
 
-from virtme import architectures
+from virtme import architectures, resources
 from virtme.commands import run
 
 KNOWN = os.environ.get("ASYNCFORK_VIRTIOFS", "").splitlines()
@@ -34,6 +36,11 @@ run.KERNEL_CMDLINE_MAX = 2000
 # The guest's memory is to be shared with the daemons; but it is no memory node that the
 # firmware tells of, since with 9p it is none.
 architectures.Arch.numa_support = staticmethod(lambda: False)
+
+TOOLS = os.environ.get("ASYNCFORK_TOOLS")
+if TOOLS:
+    assert resources.find_guest_tools()
+    resources.find_guest_tools = lambda: TOOLS
 
 if __name__ == "__main__":
     sys.exit(run.main())
