@@ -102,10 +102,12 @@ pub const TESTS: &[&[Test]] = &[
 pub enum Suite {
     /// One test for each kind of operation.
     Quick,
-    /// Every test.
+    /// Every test but those of systemd.
     Full,
     /// Those that need a module with fault injection.
     Faults,
+    /// Those that need systemd as PID 1.
+    Systemd,
 }
 
 impl Suite {
@@ -113,8 +115,9 @@ impl Suite {
     pub fn has(self, test: &Test) -> bool {
         match self {
             Self::Quick => test.quick,
-            Self::Full => true,
+            Self::Full => !test.needs_systemd,
             Self::Faults => test.needs_faults,
+            Self::Systemd => test.needs_systemd,
         }
     }
 }
@@ -130,6 +133,8 @@ pub struct Test {
     pub needs_module: bool,
     /// It makes the module fail: skipped with one that cannot be made to.
     pub needs_faults: bool,
+    /// It is about services: another boot.
+    pub needs_systemd: bool,
     /// It makes a parked chunk's slot be taken on purpose.
     pub may_merge: bool,
     body: Body,
@@ -157,6 +162,7 @@ impl Test {
             quick: false,
             needs_module: false,
             needs_faults: false,
+            needs_systemd: false,
             may_merge: false,
             body,
         }
@@ -240,6 +246,11 @@ impl Test {
         self.module()
     }
 
+    const fn systemd(mut self) -> Self {
+        self.needs_systemd = true;
+        self.module()
+    }
+
     const fn merges(mut self) -> Self {
         self.may_merge = true;
         self
@@ -289,8 +300,8 @@ mod tests {
     fn the_quick_suite_has_a_test_of_each_theme() {
         for group in TESTS {
             let quick = group.iter().any(|t| Suite::Quick.has(t));
-            // What needs another module, or a container with systemd, is not for every day.
-            let rare = |t: &Test| t.needs_faults || t.name.contains("_under_debians_unit_");
+            // What needs another module, or another boot, is not for every day.
+            let rare = |t: &Test| t.needs_faults || t.needs_systemd;
             assert!(quick != group.iter().all(rare), "{}", group[0].name);
         }
         let (quick, full) = (
@@ -309,5 +320,15 @@ mod tests {
         assert!(!faults.contains(&"module_in_use_cannot_be_unloaded"));
         let full = names(|t| Suite::Full.has(t));
         assert!(faults.iter().all(|name| full.contains(name)));
+    }
+
+    #[test]
+    fn a_boot_with_systemd_is_for_tests_of_it_alone() {
+        let (systemd, full) = (
+            names(|t| Suite::Systemd.has(t)),
+            names(|t| Suite::Full.has(t)),
+        );
+        assert_eq!(systemd.len() + full.len(), names(|_| true).len());
+        assert!(full.iter().all(|name| !systemd.contains(name)));
     }
 }

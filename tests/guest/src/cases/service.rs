@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-//! The way people run servers: Debian's unit and systemd, with the drop-in of `packaging/`, or with the command alone.
+//! The way people run servers: Debian's units under systemd, PID 1 of the guest, with udev; by the command, or with the
+//! drop-in of `packaging/`.
 
 use super::Test;
 use crate::ctx::Ctx;
@@ -9,47 +10,139 @@ use crate::verdict::{TestResult, Verdict};
 use crate::{claim, skip_unless};
 use asyncfork_uapi::{By, Outcome as Fate, Reason, Stats};
 use serde_json::{json, Value};
-use std::env;
 use std::fs;
-use std::path::Path;
-use std::process::Command;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
 
 pub const TESTS: &[Test] = &[
     Test::new(
         "redis_under_debians_unit_and_the_drop_in_forks_async",
         redis,
     )
-    .module(),
+    .systemd(),
     Test::new(
         "valkey_under_debians_unit_and_the_drop_in_forks_async",
         valkey,
     )
-    .module(),
+    .systemd(),
     Test::new(
         "running_redis_under_debians_unit_is_enrolled_and_goes_back_and_forth",
         redis_enrolled,
     )
-    .module(),
+    .systemd(),
     Test::new(
         "running_valkey_under_debians_unit_is_enrolled_and_goes_back_and_forth",
         valkey_enrolled,
     )
-    .module(),
+    .systemd(),
     Test::new(
         "redis_enabled_under_debians_unit_forks_async_after_each_restart",
         enabled,
     )
-    .module(),
+    .systemd(),
+    Test::new(
+        "redis_under_debians_unit_gets_the_library_by_enable_and_loses_it_by_disable",
+        preloaded,
+    )
+    .systemd(),
+    Test::new(
+        "doctors_findings_about_a_unit_come_and_go_with_the_printed_line",
+        findings,
+    )
+    .systemd(),
 ];
 
-/// The guest's root without the overlays that virtme-ng puts over it.
-const ROOT: &str = "/run/asyncfork/root";
-const SYSTEMD: &str = "/usr/lib/systemd";
 const DROP_IN: &str = "packaging/redis-server.service.d-asyncfork.conf";
-/// Arguments: a control group, what to run.
-const CONTAINER: &str = r#"
-echo $$ >"$0/cgroup.procs" &&
-exec unshare --pid --fork --kill-child --mount --cgroup sh -c "$1""#;
+
+/// A server under its unit; stopped, and what was set up for it removed, at the end.
+struct Service<'a> {
+    server: &'static str,
+    shim: &'a Path,
+    command: PathBuf,
+}
+
+impl<'a> Service<'a> {
+    /// Starts it; skips the test in a root that has none.
+    fn start(ctx: &'a Ctx, server: &'static str) -> TestResult<Self> {
+        let unit = format!("/usr/lib/systemd/system/{server}-server.service");
+        skip_unless!(Path::new(&unit).exists(), "this root has no {unit}");
+        let service = Service {
+            server,
+            shim: ctx.library()?,
+            command: ctx.command()?,
+        };
+        service.sh("set_up")?;
+        Ok(service)
+    }
+
+    fn run(&self, steps: &str) -> TestResult<Output> {
+        let output = Command::new("sh")
+            .args(["-c", &format!("{}\n{steps}", include_str!("service.sh"))])
+            .env("server", self.server)
+            .env("SHIM", self.shim)
+            .env("COMMAND", &self.command)
+            .output()?;
+        Ok(output)
+    }
+
+    /// What the steps say, all of which succeed.
+    fn sh(&self, steps: &str) -> TestResult<String> {
+        let output = self.run(steps)?;
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(said);
+        }
+        let journal = self.run("journalctl --no-pager -o cat -u $unit -n 30")?;
+        Err(Verdict::Failed(format!(
+            "{steps:?}: {}: {said}; {}; journal: {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr),
+            String::from_utf8_lossy(&journal.stdout)
+        )))
+    }
+
+    /// What doctor finds: ids, and what mends each.
+    fn findings(&self) -> TestResult<Vec<(String, String)>> {
+        let output = self.run("asyncfork doctor --unit $unit --no-measure --json")?;
+        let report: Value = serde_json::from_slice(&output.stdout).map_err(|e| {
+            let said = String::from_utf8_lossy(&output.stderr);
+            Verdict::Failed(format!("doctor says no JSON: {e}; {said}"))
+        })?;
+        let text = |finding: &Value, key: &str| finding[key].as_str().unwrap_or("").to_owned();
+        let findings = report["findings"].as_array().into_iter().flatten();
+        Ok(findings
+            .map(|finding| (text(finding, "id"), text(finding, "fix")))
+            .collect())
+    }
+
+    /// Finding `id` is there, and is not any more after its line.
+    fn mends(&self, id: &str) -> TestResult {
+        let found = self.findings()?;
+        let Some((_, fix)) = found.iter().find(|(found, _)| found == id) else {
+            return Err(Verdict::Failed(format!("no {id} in {found:?}")));
+        };
+        self.sh(fix)?;
+        self.lacks(id)
+    }
+
+    fn lacks(&self, id: &str) -> TestResult {
+        let found = self.findings()?;
+        claim!(
+            found.iter().all(|(found, _)| found != id),
+            "{id} is in {found:?}"
+        );
+        Ok(())
+    }
+}
+
+impl Drop for Service<'_> {
+    fn drop(&mut self) {
+        if let Err(v) = self.sh("tear_down") {
+            eprintln!("{v}");
+        }
+    }
+}
 
 fn redis(ctx: &Ctx) -> TestResult<String> {
     by_library(ctx, "redis")
@@ -67,58 +160,65 @@ fn valkey_enrolled(ctx: &Ctx) -> TestResult<String> {
     enrolled(ctx, "valkey")
 }
 
-/// Runs `steps` beside a server under its unit; what was said.
-fn under_systemd(
-    ctx: &Ctx,
-    server: &str,
-    steps: &str,
-    env: &[(&str, &Path)],
-) -> TestResult<String> {
-    let unit = format!("system/{server}-server.service");
-    for file in ["systemd", &unit] {
-        let file = Path::new(SYSTEMD).join(file);
-        skip_unless!(file.exists(), "this root has no {}", file.display());
-    }
-    fs::write(ctx.scratch.join("steps.sh"), steps)?;
-    // systemd makes groups below its own.
-    let group = ctx.cgroup.child("systemd")?;
-    let output = Command::new("sh")
-        .args(["-c", CONTAINER])
-        .arg(group.path())
-        .arg(include_str!("service.sh"))
-        .env("ROOT", ROOT)
-        .env("SERVER", server)
-        .env("OUT", &ctx.scratch)
-        .envs(env.iter().copied())
-        .output()?;
-    // There is none if not even systemd came up.
-    let said = fs::read_to_string(ctx.scratch.join("result")).unwrap_or_default();
+/// The group, and a module that is loaded after the rule that names it.
+fn install_library(ctx: &Ctx, service: &Service) -> TestResult {
+    service.sh("install_library")?;
+    ctx.module.unload()?;
+    ctx.module.load("")?;
+    service.sh("udevadm settle")?;
+    let group = service.sh("getent group asyncfork | cut -d: -f3")?;
+    let node = fs::metadata("/dev/asyncfork")?;
+    let (mode, gid) = (node.permissions().mode() & 0o7777, node.gid().to_string());
     claim!(
-        said.contains("end of steps"),
-        "the steps did not end: {said}; {}",
-        String::from_utf8_lossy(&output.stderr)
+        (mode, &*gid) == (0o660, group.trim()),
+        "udev gives the device {mode:o} and group {gid}, want 660 and {group}"
     );
-    Ok(said)
+    Ok(())
 }
 
-fn by_library(ctx: &Ctx, server: &str) -> TestResult<String> {
-    let before = ctx.stats()?;
-    let drop_in = env::current_dir()?.join(DROP_IN);
-    let env = [("DROPIN", &*drop_in), ("SHIM", &*ctx.shim)];
-    let said = under_systemd(ctx, server, "populate\nsnapshot\n", &env)?;
+/// The server's only snapshot was asynchronous, by its library, which says so in the journal.
+fn expect_by_library(
+    ctx: &Ctx,
+    service: &Service,
+    said: &str,
+    before: Stats,
+) -> TestResult<String> {
+    expect_snapshots(said, 1)?;
     let after = ctx.stats()?;
-    expect_snapshots(&said, 1)?;
     claim!(
         after.r#async == before.r#async + 1,
         "{} async forks, want 1: {said}",
         after.r#async - before.r#async
     );
-    match said.lines().find(|line| line.contains("async fork of")) {
+    let journal = service.sh("journalctl --no-pager -o cat -u $unit")?;
+    match journal.lines().rfind(|line| line.contains("async fork of")) {
         Some(line) => Ok(line.into()),
         None => Err(Verdict::Failed(format!(
-            "the journal has no line of it: {said}"
+            "the journal has no line of it: {journal}"
         ))),
     }
+}
+
+/// So that a small server will do, and tells.
+const SMALL: &str = r#"
+mkdir -p "$units/$unit.service.d"
+printf '[Service]\nEnvironment=ASYNCFORK_LOG=info ASYNCFORK_MIN_RSS=1M\n' >"$units/$unit.service.d/test.conf"
+"#;
+
+fn by_library(ctx: &Ctx, server: &'static str) -> TestResult<String> {
+    let service = Service::start(ctx, server)?;
+    install_library(ctx, &service)?;
+    let before = ctx.stats()?;
+    let said = service.sh(&format!(
+        r#"{SMALL}
+cp {DROP_IN} "$units/$unit.service.d/asyncfork.conf"
+systemctl daemon-reload
+systemctl restart $unit
+populate
+snapshot
+"#
+    ))?;
+    expect_by_library(ctx, &service, &said, before)
 }
 
 fn expect_snapshots(said: &str, want: usize) -> TestResult {
@@ -156,7 +256,7 @@ fn newest_seq() -> TestResult<u64> {
 }
 
 /// Without a drop-in, a preload or a restart.
-fn enrolled(ctx: &Ctx, server: &str) -> TestResult<String> {
+fn enrolled(ctx: &Ctx, server: &'static str) -> TestResult<String> {
     const STEPS: &str = r#"
 populate
 before=$(process)
@@ -179,12 +279,12 @@ after=$(process)
 echo "process $before, then $after"
 [ "$before" = "$after" ]
 "#;
-    let command = ctx.command()?;
+    let service = Service::start(ctx, server)?;
     let (before, seq) = (ctx.stats()?, newest_seq()?);
     // What the ring will have, if it is not full yet.
     let count = module::recent(&module::open()?)?.len() + 3;
     let steps = format!("count={count}\n{STEPS}");
-    let said = under_systemd(ctx, server, &steps, &[("COMMAND", &command)])?;
+    let said = service.sh(&steps)?;
     let forks = forks_after(ctx, server, seq)?;
     let after = ctx.stats()?;
     expect_snapshots(&said, 5)?;
@@ -261,11 +361,65 @@ umount /dev/asyncfork
 populate
 snapshot
 "#;
-    let command = ctx.command()?;
+    let service = Service::start(ctx, "redis")?;
     let seq = newest_seq()?;
-    let said = under_systemd(ctx, "redis", STEPS, &[("COMMAND", &command)])?;
+    let said = service.sh(STEPS)?;
     let forks = forks_after(ctx, "redis", seq)?;
     expect_snapshots(&said, 4)?;
     claim!(forks == [ASYNC, ASYNC], "the ring has {forks:?}: {said}");
     Ok("two restarts".into())
+}
+
+/// By the command from end to end: what it writes is enough, and it restarts the service only if it is told to.
+fn preloaded(ctx: &Ctx) -> TestResult<String> {
+    const ENABLE: &str = r#"
+before=$(process)
+asyncfork enable $unit --via preload
+[ "$before" = "$(process)" ]
+asyncfork enable $unit --via preload --restart | grep restarted
+[ "$before" != "$(process)" ]
+asyncfork enable $unit --via preload --restart | grep 'changed: false'
+populate
+snapshot
+"#;
+    const DISABLE: &str = r#"
+before=$(process)
+asyncfork disable $unit --restart
+[ "$before" != "$(process)" ]
+rm "$units/$unit.service.d/test.conf"
+systemctl daemon-reload
+[ -z "$(systemctl show -P DropInPaths $unit)" ]
+! grep -q libasyncfork "/proc/$(systemctl show -P MainPID $unit)/maps"
+populate
+snapshot
+"#;
+    let service = Service::start(ctx, "redis")?;
+    install_library(ctx, &service)?;
+    let before = ctx.stats()?;
+    let said = service.sh(&format!("{SMALL}{ENABLE}"))?;
+    let line = expect_by_library(ctx, &service, &said, before)?;
+    let before = ctx.stats()?;
+    let said = service.sh(DISABLE)?;
+    expect_snapshots(&said, 1)?;
+    let after = ctx.stats()?;
+    claim!(
+        (after.r#async, after.stock) == (before.r#async, before.stock),
+        "the module has forks of a disabled service: {said}"
+    );
+    Ok(line)
+}
+
+fn findings(ctx: &Ctx) -> TestResult<String> {
+    let service = Service::start(ctx, "redis")?;
+    install_library(ctx, &service)?;
+    service.sh("systemctl stop $unit")?;
+    service.mends("unit.not-running")?;
+    service.mends("unit.not-enabled")?;
+    // Somebody else's drop-in, not read yet.
+    service.sh(r#"printf '[Service]\nNice=1\n' >"$units/$unit.service.d/nice.conf""#)?;
+    service.mends("unit.reload")?;
+    service.lacks("unit.restart")?;
+    service.sh("asyncfork enable $unit --via preload")?;
+    service.mends("unit.restart")?;
+    Ok("unit.not-running, not-enabled, reload, restart".into())
 }
