@@ -236,13 +236,25 @@ static long get_size(const void __user *arg, size_t min, size_t *size)
 	return 0;
 }
 
+/* For tests: the module is to be one of version 2. */
+static bool is_version_2(void)
+{
+	return af_fault_abi(ASYNCFORK_ABI_VERSION) == 2;
+}
+
+/* How much of a struct the module knows; @min: as in get_size() */
+static size_t known(size_t size, size_t min)
+{
+	return is_version_2() ? min : size;
+}
+
 /* Read the caller's struct: what we do not know must be 0. */
 static long get_arg(void *to, size_t size, size_t min, const void __user *arg)
 {
 	size_t theirs;
 	long ret = get_size(arg, min, &theirs);
 
-	return ret ?: copy_struct_from_user(to, size, arg, theirs);
+	return ret ?: copy_struct_from_user(to, known(size, min), arg, theirs);
 }
 
 /* Fill @theirs bytes at @to; @from begins with its size, and has @size bytes. */
@@ -262,7 +274,7 @@ static long put_arg(void __user *arg, void *from, size_t size, size_t min)
 	size_t theirs;
 	long ret = get_size(arg, min, &theirs);
 
-	return ret ?: put(arg, theirs, from, size);
+	return ret ?: put(arg, theirs, from, known(size, min));
 }
 
 static unsigned int max_helpers(void)
@@ -273,9 +285,9 @@ static unsigned int max_helpers(void)
 static long ioctl_version(void __user *arg)
 {
 	struct asyncfork_version v = {
-		.abi = ASYNCFORK_ABI_VERSION,
+		.abi = af_fault_abi(ASYNCFORK_ABI_VERSION),
 		.max_helpers = max_helpers(),
-		.oldest = ASYNCFORK_ABI_OLDEST,
+		.oldest = af_fault_oldest(ASYNCFORK_ABI_OLDEST),
 	};
 	size_t theirs;
 	long ret = get_size(arg, VERSION_MIN, &theirs);
@@ -284,8 +296,8 @@ static long ioctl_version(void __user *arg)
 		return ret;
 	/* A caller of version 2 works with no other, and with this module. */
 	if (theirs < offsetofend(typeof(v), oldest))
-		v.abi = ASYNCFORK_ABI_OLDEST;
-	return put(arg, theirs, &v, sizeof(v));
+		v.abi = v.oldest;
+	return put(arg, theirs, &v, known(sizeof(v), VERSION_MIN));
 }
 
 static long ioctl_arm(struct af_file *f, void __user *arg)
@@ -371,6 +383,8 @@ static long ioctl_recent(void __user *arg)
 	u32 n;
 	long ret;
 
+	if (is_version_2())
+		recent.after_seq = 0;
 	ret = get_arg(&recent, sizeof(recent), RECENT_MIN, arg);
 	if (!ret)
 		ret = check_entry_size(recent.entry_size, REPORT_MIN);
@@ -382,7 +396,8 @@ static long ioctl_recent(void __user *arg)
 	for (n = 0; n < recent.count; n++, to += recent.entry_size) {
 		if (!af_stats_recent(&view, recent.after_seq, &seq, &report))
 			break;
-		ret = put(to, recent.entry_size, &report, sizeof(report));
+		ret = put(to, recent.entry_size, &report,
+			  known(sizeof(report), REPORT_MIN));
 		if (ret)
 			return ret;
 	}
@@ -466,6 +481,8 @@ static long dev_ioctl(struct file *file, unsigned int cmd, unsigned long arg)
 	struct af_file *f = file->private_data;
 	void __user *p = (void __user *)arg;
 
+	if (is_version_2() && _IOC_NR(cmd) >= _IOC_NR(ASYNCFORK_IOC_ENROLL))
+		return -ENOTTY;
 	switch (cmd) {
 	case ASYNCFORK_IOC_VERSION:
 		return ioctl_version(p);

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
- * Make an allocation of the module fail, a task stay where it is, or the module
- * switch itself off. For tests: built with AF_FAULTS=1.
+ * Make an allocation of the module fail, a task stay where it is, the module switch
+ * itself off, speak another ABI, or miss a hook. For tests: built with AF_FAULTS=1.
  */
 #include <linux/delay.h>
 #include <linux/module.h>
@@ -52,6 +52,46 @@ static const struct kernel_param_ops switch_off_ops = {
 
 module_param_cb(fault_switch_off, &switch_off_ops, NULL, 0200);
 MODULE_PARM_DESC(fault_switch_off, "written to: the module switches itself off");
+
+static unsigned int abi;
+static unsigned int oldest;
+
+module_param_named(fault_abi, abi, uint, 0444);
+MODULE_PARM_DESC(fault_abi, "ABI that the module says it speaks; 2: and does");
+module_param_named(fault_abi_oldest, oldest, uint, 0444);
+MODULE_PARM_DESC(fault_abi_oldest, "oldest ABI whose callers it says it serves");
+
+/**
+ * af_fault_abi - which ABI is the module to speak?
+ * @own: its own
+ */
+unsigned int af_fault_abi(unsigned int own)
+{
+	return abi ?: own;
+}
+
+/**
+ * af_fault_oldest - of which ABI are the oldest callers that it is to serve?
+ * @own: of those that it does
+ */
+unsigned int af_fault_oldest(unsigned int own)
+{
+	return oldest ?: own;
+}
+
+static int dead_hook = -1;
+
+module_param_named(fault_hook, dead_hook, int, 0444);
+MODULE_PARM_DESC(fault_hook, "number in enum asyncfork_hook of one that does nothing");
+
+/**
+ * af_fault_hook - shall this hook do nothing?
+ * @hook: enum asyncfork_hook
+ */
+bool af_fault_hook(int hook)
+{
+	return hook == dead_hook;
+}
 
 static int linger_pid;
 static unsigned int linger_ms;

@@ -17,6 +17,7 @@
 
 #include "compat/compat.h"
 #include "copy.h"
+#include "fault.h"
 #include "params.h"
 #include "pull.h"
 #include "range.h"
@@ -404,6 +405,8 @@ void af_sync_range(struct mm_struct *mm, unsigned long start,
 	struct af_session *s;
 	enum af_role role;
 
+	if (af_fault_hook(hook))
+		return;
 	for (role = AF_PARENT; role <= AF_CHILD; role++) {
 		s = af_session_find(mm, role, true);
 		if (!s)

@@ -16,7 +16,9 @@ use crate::library;
 pub const TABLE: u64 = 4096;
 
 /// Files below `/proc/PID` that are read.
-pub const READ: &[&str] = &["status", "exe", "environ", "maps", "cgroup", "fd", "root"];
+pub const READ: &[&str] = &[
+    "status", "exe", "environ", "maps", "cgroup", "fd", "fdinfo", "root",
+];
 
 /// One process.
 #[derive(Debug)]
@@ -38,8 +40,9 @@ pub struct Process {
     pub library: Option<Mapped>,
     /// Its cgroup in the default hierarchy.
     pub cgroup: Option<String>,
-    /// What its descriptors are, by the links in /proc; none if they may not be read.
-    pub descriptors: Vec<String>,
+    /// Its descriptors, by number, and what they are, by the links in /proc; none if they
+    /// may not be read.
+    pub descriptors: Vec<(String, String)>,
 }
 
 /// Whether a process has the library.
@@ -161,13 +164,18 @@ fn mapped(maps: &str) -> Mapped {
 /// At most so many are looked at: a server may have a hundred thousand sockets.
 const DESCRIPTORS: usize = 4096;
 
-fn descriptors(host: &Host, pid: i32) -> Vec<String> {
+fn descriptors(host: &Host, pid: i32) -> Vec<(String, String)> {
     let directory = PathBuf::from(format!("/proc/{pid}/fd"));
     let names = host.list(&directory).into_iter().take(DESCRIPTORS);
     names
-        .filter_map(|name| host.read_link(directory.join(name)).ok())
-        .map(|link| link.to_string_lossy().into_owned())
-        .filter(|link| link.starts_with('/') || link.starts_with("anon_inode:"))
+        .filter_map(|name| {
+            let link = host.read_link(directory.join(&name)).ok()?;
+            Some((
+                name.into_string().ok()?,
+                link.into_os_string().into_string().ok()?,
+            ))
+        })
+        .filter(|(_, link)| link.starts_with('/') || link.starts_with("anon_inode:"))
         .collect()
 }
 

@@ -208,8 +208,6 @@ kinds! {
         "vm.overcommit_memory lets fork() of this process, or of any large one, fail."
     MEMORY_THP Warning "memory.thp"
         "Transparent huge pages are always on: each write after a fork copies 2 MiB."
-    KERNEL_PANIC_ON_WARN Warning "kernel.panic-on-warn"
-        "With panic_on_warn a module before ABI 3 takes the machine down if it has to switch itself off."
     NEXT_UNSUPPORTED Error "next.unsupported"
         "The module has not been tested on the kernel that boots next."
     NEXT_MISSING Error "next.missing"

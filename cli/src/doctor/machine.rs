@@ -296,19 +296,6 @@ pub fn self_test(ctx: &Ctx<'_>, findings: &mut Findings) {
 /// What the system is set to.
 pub fn check_system(ctx: &Ctx<'_>, process: Option<&Process>, findings: &mut Findings) {
     let host = &ctx.host;
-    // A module that says why it is off does not warn when it switches itself off.
-    let warns = module::is_loaded(host) && module::parameter(host, "state").is_none();
-    if warns
-        && host
-            .line("/proc/sys/kernel/panic_on_warn")
-            .is_some_and(|n| n != "0")
-    {
-        findings.add(
-            &f::KERNEL_PANIC_ON_WARN,
-            "kernel.panic_on_warn is 1, and this module warns when it switches itself off",
-            "sysctl kernel.panic_on_warn=0",
-        );
-    }
     let preload = host.read("/etc/ld.so.preload").unwrap_or_default();
     let mut entries = preload.lines().flat_map(library::entries);
     if let Some(entry) = entries.find(|entry| library::is_ours(entry)) {

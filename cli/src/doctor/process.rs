@@ -58,7 +58,7 @@ pub fn check(ctx: &Ctx<'_>, process: &Process, target: &Target, findings: &mut F
             serve(ctx, process, target),
         );
     }
-    memory(process, findings);
+    memory(&ctx.host, process, findings);
     one_cpu(ctx, process, findings);
     last_fork(ctx, process, findings);
     limit(&ctx.host, process, target, findings);
@@ -392,15 +392,18 @@ fn may(mode: u32, uid: u32, gid: u32, euid: u32, egid: u32, groups: &[u32]) -> b
     euid == 0 || mode >> shift & 0o6 == 0o6
 }
 
-fn memory(process: &Process, findings: &mut Findings) {
+fn memory(host: &Host, process: &Process, findings: &mut Findings) {
     let descriptor = |starts: &[&str]| {
-        let mut all = process.descriptors.iter();
+        let mut all = process.descriptors.iter().map(|(_, link)| link);
         all.find(|link| starts.iter().any(|start| link.starts_with(start)))
             .cloned()
     };
     let pinned = process.status.vmpin.unwrap_or(0);
+    let buffers = ring_buffers(host, process);
     let evidence = if pinned > 0 {
         Some(format!("{} pinned now (VmPin)", bytes(pinned << 10)))
+    } else if buffers > 0 {
+        Some(format!("{} are buffers of an io_uring", bytes(buffers)))
     } else {
         descriptor(&["/dev/infiniband/uverbs", "/dev/vfio/"])
             .map(|link| format!("it has {link} open"))
@@ -422,6 +425,35 @@ fn memory(process: &Process, findings: &mut Findings) {
             advice(Reason::Uffd),
         );
     }
+}
+
+/// Bytes that are registered as buffers of its io_urings: not every kernel counts them as
+/// pinned by the process.
+fn ring_buffers(host: &Host, process: &Process) -> u64 {
+    let rings = process
+        .descriptors
+        .iter()
+        .filter(|(_, link)| link == "anon_inode:[io_uring]");
+    rings
+        .filter_map(|(number, _)| {
+            host.read(format!("/proc/{}/fdinfo/{number}", process.pid))
+                .ok()
+        })
+        .map(|text| registered(&text))
+        .sum()
+}
+
+/// The sum of the buffers in what fdinfo says of an io_uring.
+fn registered(fdinfo: &str) -> u64 {
+    let lines = fdinfo.lines().skip_while(|l| !l.starts_with("UserBufs:"));
+    let buffers = lines.skip(1).take_while(|line| line.starts_with(' '));
+    buffers
+        .filter_map(|line| {
+            let (address, len) = line.split_once("0x")?.1.split_once('/')?;
+            // The kernel's own buffers have no address here.
+            (address != "0").then(|| len.parse::<u64>().ok())?
+        })
+        .sum()
 }
 
 /// A processor that is online, besides this one.
@@ -547,6 +579,21 @@ fn limit(host: &Host, process: &Process, target: &Target, findings: &mut Finding
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn buffers_of_an_io_uring_are_summed_up() {
+        let text = |buffers: &str| {
+            format!(
+                "pos:\t0\nSqMask:\t0x3\nUserFiles:\t1\n    0: 0x7/9\nUserBufs:\t4\n{buffers}PollList:\n  op=0x1/7\n"
+            )
+        };
+        assert_eq!(registered(&text("")), 0);
+        assert_eq!(registered(&text("    0: <none>\n    1: 0x0/64\n")), 0);
+        let two = "    0: 0x7f7a5f000000/2097152\n    1: <none>\n    2: 0x7f7a5e000000/4096\n";
+        assert_eq!(registered(&text(two)), 2_101_248);
+        // Nothing is said of a ring that is at work.
+        assert_eq!(registered("pos:\t0\nSqMask:\t0x3\n"), 0);
+    }
 
     #[test]
     fn modes_decide_who_opens_the_device() {

@@ -248,10 +248,6 @@ fn break_it(kind: &Kind, fake: &Fake) -> DoctorArgs {
             );
             change_status(fake, "THP_enabled:\t0", "THP_enabled:\t1");
         }
-        "kernel.panic-on-warn" => {
-            fake.write("/proc/sys/kernel/panic_on_warn", "1\n")
-                .remove("/sys/module/asyncfork/parameters/state");
-        }
         "next.unsupported" => {
             fake.write("/boot/vmlinuz-6.19.1-amd64", "");
             return next_boot();

@@ -7,6 +7,7 @@ use crate::board::Board;
 use crate::ctx::Ctx;
 use crate::hold::Hold;
 use crate::mem::{probe, Arena, Span, Want, CHUNK, PAGE};
+use crate::module::modprobe;
 use crate::procfs::Setting;
 use crate::rng::Rng;
 use crate::sys;
@@ -15,6 +16,7 @@ use crate::{claim, require, skip_unless};
 use asyncfork_uapi::Reason;
 use std::fs::OpenOptions;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
@@ -338,17 +340,25 @@ fn shared_without_leader(ctx: &Ctx) -> TestResult<String> {
     Ok("stock, shared".into())
 }
 
-/// KVM registers an mmu notifier: somebody else keeps copies of the page tables.
-fn notifier(ctx: &Ctx) -> TestResult<String> {
+/// A virtual machine of this process, which is one itself: QEMU's emulation has AMD's way of it.
+pub(super) fn virtual_machine() -> TestResult<OwnedFd> {
     const KVM_CREATE_VM: u64 = 0xae01;
-    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
+    if !Path::new("/dev/kvm").exists() {
+        modprobe("kvm_amd", &[]).or_else(|_| modprobe("kvm_intel", &[]))?;
+    }
     let kvm = OpenOptions::new().read(true).write(true).open("/dev/kvm");
     let kvm = kvm.map_err(|e| Verdict::Skip(format!("no nested virtualization here: {e}")))?;
     // SAFETY: the argument is a plain number, the machine type.
     let machine = sys::cvt(unsafe { libc::ioctl(kvm.as_raw_fd(), KVM_CREATE_VM, 0) })
         .map_err(|e| Verdict::Skip(format!("no nested virtualization here: {e}")))?;
     // SAFETY: a fresh descriptor.
-    let machine = unsafe { OwnedFd::from_raw_fd(machine) };
+    Ok(unsafe { OwnedFd::from_raw_fd(machine) })
+}
+
+/// KVM registers an mmu notifier: somebody else keeps copies of the page tables.
+fn notifier(ctx: &Ctx) -> TestResult<String> {
+    let mut arena = Arena::new(&mut ctx.rng(), 8)?;
+    let machine = virtual_machine()?;
     expect_stock(ctx, &mut arena, Reason::Notifier)?;
     drop(machine);
     Ok("stock, notifier".into())
