@@ -77,6 +77,9 @@ struct TestArgs {
     /// full; quick: one test for each kind of operation; faults: those that need a module with fault injection
     #[arg(long, value_enum, default_value = "full")]
     suite: cases::Suite,
+    /// Random calls to the last of them, however long they take
+    #[arg(long)]
+    long: bool,
     /// Print the names of the selected tests and end
     #[arg(long)]
     list: bool,
@@ -127,6 +130,7 @@ fn test(args: TestArgs) -> anyhow::Result<bool> {
         results: args.results.unwrap_or_default(),
         seed: args.seed.unwrap_or_else(rng::new_seed),
         suite: args.suite,
+        long: args.long,
         filters: args.filter,
         control: args.control,
     };

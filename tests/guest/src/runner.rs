@@ -18,6 +18,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Instant;
 
 /// How often a test is tried whose conditions are not met.
@@ -26,6 +27,10 @@ const ATTEMPTS: u32 = 3;
 const WATCHDOG_SECONDS: i32 = 240;
 /// That many times as long on a kernel that checks itself.
 const CHECKED: i32 = 4;
+/// And where random calls are made to the last of them.
+const LONG: i32 = 8;
+/// [`Options::long`], for the tests.
+static TO_THE_LAST: AtomicBool = AtomicBool::new(false);
 const SCRATCH: &str = "/run/asyncfork-guest";
 
 /// What to run and where.
@@ -40,6 +45,8 @@ pub struct Options {
     pub seed: u64,
     /// Which tests.
     pub suite: Suite,
+    /// Random calls to the last of them, however long they take.
+    pub long: bool,
     /// Only tests whose name contains one of these; empty: all.
     pub filters: Vec<String>,
     /// Stock forks, no module.
@@ -47,13 +54,16 @@ pub struct Options {
 }
 
 impl Options {
-    /// The tests that the suite and the filters select. A filter selects from all suites.
+    /// The tests that the suite and the filters select. A filter selects from all suites of
+    /// this kind of boot.
     pub fn selected(&self) -> Vec<&'static Test> {
         let wanted = |t: &Test| {
             if self.filters.is_empty() {
                 self.suite.has(t)
             } else {
-                self.filters.iter().any(|f| t.name.contains(f.as_str()))
+                let systemd = self.suite == Suite::Systemd;
+                t.needs_systemd == systemd
+                    && self.filters.iter().any(|f| t.name.contains(f.as_str()))
             }
         };
         TESTS
@@ -74,6 +84,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
         bail!("no test matches; --list shows the names");
     }
     set_up_guest()?;
+    TO_THE_LAST.store(options.long, Relaxed);
     let mut runner = Runner {
         options,
         module: Module::new(options.module.clone()),
@@ -108,7 +119,8 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
             .log
             .verdict("module_unloads_after_all_tests", &result, options.seed)?;
     }
-    if ready.is_ok() {
+    // systemd and its services come and go: the other suites tell of leaks.
+    if ready.is_ok() && options.suite != Suite::Systemd {
         let result = baseline
             .at("baseline")
             .and_then(|b| leak::expect_unchanged(&b));
@@ -358,6 +370,18 @@ fn until_met(mut attempt: impl FnMut(u32, &str) -> TestResult<String>) -> TestRe
     Err(Verdict::Broken(why))
 }
 
+/// Whether random calls are to be made to the last of them.
+pub fn to_the_last() -> bool {
+    TO_THE_LAST.load(Relaxed)
+}
+
+/// How long a test may take here.
+pub fn watchdog_seconds() -> std::io::Result<i32> {
+    let times = |yes, n| if yes { n } else { 1 };
+    let checked = asyncfork_host::kernel::on_debug_kernel()?;
+    Ok(WATCHDOG_SECONDS * times(checked, CHECKED) * times(to_the_last(), LONG))
+}
+
 /// Runs the test in a worker process, with a watchdog.
 fn work(ctx: &Ctx, test: &Test) -> TestResult<String> {
     let (read, write) = sys::pipe()?;
@@ -369,10 +393,7 @@ fn work(ctx: &Ctx, test: &Test) -> TestResult<String> {
     }
     drop(write);
 
-    let seconds = match asyncfork_host::kernel::on_debug_kernel()? {
-        true => CHECKED * WATCHDOG_SECONDS,
-        false => WATCHDOG_SECONDS,
-    };
+    let seconds = watchdog_seconds()?;
     if !wait_with_watchdog(pid, seconds)? {
         ctx.cgroup.processes().into_iter().for_each(describe);
         ctx.cgroup.kill()?;

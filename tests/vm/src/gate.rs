@@ -21,7 +21,7 @@ use crate::verdict::Summary;
 use crate::vm::{host_has_la57, La57};
 
 use side_by_side::{side_by_side, usual_jobs};
-use suite::{kinds, levels, plan, Kind, Row, Suite, GUEST};
+use suite::{is_long, kinds, levels, plan, Kind, Row, Suite, GUEST};
 
 /// Run all checks and tests: on the host, then in VMs
 #[derive(Debug, Clone, clap::Args)]
@@ -31,7 +31,8 @@ Without FILTER: format, clippy, unit and host tests, then for each kernel the
 module's build and VM suites. One kernel of each series is tested in full: sparse,
 checkpatch and a scan for indirect calls; \"full\", all tests, with 4-level page
 tables, memory poisoning and two memory nodes; \"faults\", those that need a module
-built with fault injection, with that module and call depth tracking. The flavours of
+built with fault injection, with that module and call depth tracking; and once for each
+Debian \"systemd\", those of services, with systemd as PID 1. The flavours of
 a series go through \"quick\", a choice of the tests, with 5-level page tables and
 memory that can be taken offline. With --full, all kernels are tested in full, those
 of the first kind with 5-level page tables as well.
@@ -56,6 +57,10 @@ pub struct GateOptions {
     /// Every kernel in full: an hour and a half
     #[arg(long, conflicts_with_all = ["filters", "quick"])]
     pub full: bool,
+    /// Random calls of all ioctls to the last, a million: minutes [default: with --full, and
+    /// on the kernel of scripts/debug-kernel, in one suite of a kernel]
+    #[arg(long)]
+    pub long: bool,
     /// Seed of the random tests [default: a new one, printed]
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
@@ -170,7 +175,8 @@ fn five_levels(accel: Accel) -> Result<bool> {
 /// The tests that need the module with fault injection. Errors: the test program does not
 /// run, or lacks a test that may be skipped.
 fn fault_tests(root: &Path) -> Result<Vec<String>> {
-    skips::check(&plan(root, &Kind::Full.selection(&[]))?)?;
+    let tests = |kind: Kind| plan(root, &kind.selection(&[]));
+    skips::check(&[tests(Kind::Full)?, tests(Kind::Systemd)?].concat())?;
     plan(root, &Kind::Faults.selection(&[]))
 }
 
@@ -211,11 +217,10 @@ impl Gate<'_> {
             }
             let selection = kind.selection(&options.filters);
             let plan = plan(self.root, &selection)?;
-            ensure!(
-                !plan.is_empty(),
-                "no VM test's name contains {}; {GUEST} test --list prints the names",
-                options.filters.join(" or ")
-            );
+            if plan.is_empty() {
+                continue;
+            }
+            let long = is_long(checkout.kernel, kind, la57, options);
             let injects = kind.may_inject() && plan.iter().all(|name| faults.contains(name));
             suites.push(Suite {
                 name,
@@ -223,9 +228,11 @@ impl Gate<'_> {
                 kind,
                 la57,
                 rerun: format!(
-                    "scripts/test --kernel {} --la57 {la57} --seed {seed}",
-                    checkout.kernel
+                    "scripts/test --kernel {} --la57 {la57}{} --seed {seed}",
+                    checkout.kernel,
+                    if long { " --long" } else { "" }
                 ),
+                long,
                 // With the one for fault injection, tests that do not need it would not test
                 // what users have.
                 module: match injects {
@@ -238,6 +245,11 @@ impl Gate<'_> {
                 emulated: accel == Accel::Tcg,
             });
         }
+        ensure!(
+            !suites.is_empty(),
+            "no VM test's name contains {}; {GUEST} test --list prints the names",
+            options.filters.join(" or ")
+        );
         Ok(suites)
     }
 

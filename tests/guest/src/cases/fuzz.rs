@@ -15,6 +15,7 @@ use crate::hold;
 use crate::mem::{Arena, Span, PAGE};
 use crate::module::{self, device_error};
 use crate::rng::{mix, Rng};
+use crate::runner;
 use crate::sys::{self, cvt, Exit};
 use crate::verdict::{Context, TestResult, Verdict};
 use crate::{claim, require};
@@ -111,9 +112,18 @@ const SHORT: Size = Size {
     full: 0,
 };
 
-/// Calls that are not made by then are left out: on a busy machine, or on a kernel that checks itself.
+/// Calls that are not made by then are left out, unless all are asked for: on a busy machine, or on a kernel that checks itself.
 const LIMIT: Duration = Duration::from_secs(30);
 const FULL_LIMIT: Duration = Duration::from_secs(8);
+
+/// When the calls of a run end that are not made by then: where all are asked for, when the watchdog is about to end the test.
+fn limit(full: bool) -> io::Result<Duration> {
+    if runner::to_the_last() {
+        let seconds = runner::watchdog_seconds()?.unsigned_abs();
+        return Ok(Duration::from_secs(seconds.into()) * 2 / 5);
+    }
+    Ok(if full { FULL_LIMIT } else { LIMIT })
+}
 
 /// Steps, of which each is a call, from one fork to the next, on average.
 const FORK_EVERY: usize = 600;
@@ -1882,7 +1892,7 @@ impl<'a> Plan<'a> {
             path: node.into(),
             null: File::open("/dev/null")?.into(),
             full: full.is_some(),
-            until: Instant::now() + if full.is_some() { FULL_LIMIT } else { LIMIT },
+            until: Instant::now() + limit(full.is_some())?,
         })
     }
 
@@ -2015,6 +2025,12 @@ fn fuzz(ctx: &Ctx, size: &Size) -> TestResult<String> {
             ioctl.name,
             missing.join(", ")
         );
+    }
+    let wanted = (size.calls + size.full) as u64;
+    if runner::to_the_last() && size.full > 0 && calls < wanted {
+        return Err(Verdict::Broken(format!(
+            "{calls} of {wanted} calls in {first:.0} s"
+        )));
     }
     require!(
         tally.of(UNKNOWN, libc::ENOTTY) > 0 && good * 10 >= calls,

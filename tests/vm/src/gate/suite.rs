@@ -14,7 +14,7 @@ use super::skips::Guest;
 use super::{minutes, GateOptions};
 use crate::checkout::Checkout;
 use crate::dmesg;
-use crate::kernels::Kernel;
+use crate::kernels::{self, Build, Kernel};
 use crate::verdict::{parse_results, Summary};
 use crate::vm::{La57, Streams, VmOptions};
 
@@ -33,7 +33,7 @@ const CPU_FAULTS: &str = "vendor=GenuineIntel";
 /// Instead of those, for the kernels of scripts/debug-kernel: KASAN sees more than
 /// poison does, and with poison, too, nothing would ever end.
 const WORDS_DEBUG: &str = "kmemleak=on";
-/// No VM suite takes longer than this on a stock kernel.
+/// No VM suite takes longer than this on a stock kernel, nor do random calls to the last of them.
 const SUITE_SECONDS: u64 = 1500;
 
 /// The test program, which runs in the guest.
@@ -60,7 +60,9 @@ pub(super) enum Kind {
     /// Those that need the module with fault injection; with the shipped one they
     /// are skipped.
     Faults,
-    /// The tests that FILTER names.
+    /// Those of services, in a guest whose PID 1 is systemd.
+    Systemd,
+    /// The others that FILTER names.
     Named,
 }
 
@@ -70,6 +72,7 @@ impl Kind {
             Kind::Full => "full",
             Kind::Quick => "quick",
             Kind::Faults => "faults",
+            Kind::Systemd => "systemd",
             Kind::Named => "named",
         }
     }
@@ -84,6 +87,7 @@ impl Kind {
         let suite = match self {
             Kind::Quick => "quick",
             Kind::Faults => "faults",
+            Kind::Systemd => "systemd",
             Kind::Full | Kind::Named => "full",
         };
         let mut words = vec!["--suite".to_owned(), suite.to_owned()];
@@ -101,16 +105,34 @@ pub(super) fn kinds(kernel: &Kernel, options: &GateOptions, five: bool) -> Vec<(
         true if options.quick || !(whole || options.full) => Quick,
         true => Full,
     };
+    // Of the kernels of a Debian one is enough; and those of scripts/debug-kernel are slow.
+    let systemd = kernels::whole().find(|other| other.root == kernel.root) == Some(kernel);
+    let systemd = (systemd || options.full && whole) && kernel.is_stock();
+    let systemd = systemd.then_some((Systemd, Off));
     match options.la57 {
+        Some(la57) if one == Named => vec![(one, la57), (Systemd, la57)],
         Some(la57) => vec![(one, la57)],
+        None if one == Named => vec![(one, Off), (Systemd, Off)],
         None if one == Full && options.full && whole => {
-            vec![(Full, Off), (Full, On), (Faults, Off)]
+            let kinds = [(Full, Off), (Full, On), (Faults, Off)];
+            kinds.into_iter().chain(systemd).collect()
         }
-        None if one == Full => vec![(Full, Off), (Faults, Off)],
+        None if one == Full => {
+            let kinds = [(Full, Off), (Faults, Off)];
+            kinds.into_iter().chain(systemd).collect()
+        }
         // What the tests in full leave out, if there are any of this series.
         None if one == Quick && !whole && !options.quick && five => vec![(Quick, On)],
         None => vec![(one, Off)],
     }
+}
+
+/// Whether a suite makes its random calls to the last of them: on request, and in one suite of
+/// each series and of the kernel that checks itself.
+pub(super) fn is_long(kernel: &Kernel, kind: Kind, la57: La57, options: &GateOptions) -> bool {
+    let series = options.full && kernel.is_whole();
+    let one = matches!(kind, Kind::Full | Kind::Named) && la57 == La57::Off;
+    options.long || one && (series || kernel.build == Build::Debug)
 }
 
 /// A boot of one kernel for some tests.
@@ -122,6 +144,8 @@ pub(super) struct Suite<'a> {
     pub(super) la57: La57,
     /// The command that repeats it; a test's name can follow.
     pub(super) rerun: String,
+    /// Random calls are made to the last of them.
+    pub(super) long: bool,
     /// The module, relative to the repository root.
     pub(super) module: String,
     pub(super) selection: Vec<String>,
@@ -151,7 +175,10 @@ impl Suite<'_> {
             nodes: self.nodes(),
             cpu: (self.kind == Kind::Faults).then(|| CPU_FAULTS.to_owned()),
             accel: options.accel,
-            timeout: SUITE_SECONDS * u64::from(self.checkout.kernel.slowness()),
+            systemd: self.kind == Kind::Systemd,
+            timeout: SUITE_SECONDS
+                * (1 + u64::from(self.long))
+                * u64::from(self.checkout.kernel.slowness()),
             share: vec![results.clone()],
             ..VmOptions::default()
         };
@@ -199,6 +226,7 @@ impl Suite<'_> {
     /// Words for the kernel's command line.
     fn words(&self) -> &'static str {
         match (self.kind, self.la57) {
+            (Kind::Systemd, _) => "",
             (_, La57::Off) if self.checkout.kernel.slowness() > 1 => WORDS_DEBUG,
             (Kind::Faults, _) => WORDS_FAULTS,
             (_, La57::Off) => WORDS_4,
@@ -209,7 +237,7 @@ impl Suite<'_> {
     /// Memory nodes.
     fn nodes(&self) -> u32 {
         match (self.kind, self.la57) {
-            (Kind::Faults, _) | (_, La57::On) => 1,
+            (Kind::Faults | Kind::Systemd, _) | (_, La57::On) => 1,
             (_, La57::Off) => NODES_4,
         }
     }
@@ -230,6 +258,7 @@ impl Suite<'_> {
         ]
         .map(str::to_owned)
         .to_vec();
+        command.extend(self.long.then(|| "--long".to_owned()));
         command.extend(self.selection.iter().cloned());
         command
     }
@@ -261,7 +290,7 @@ impl fmt::Display for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{:<22} {:<6} {}-level page tables  {:>3} passed, {:>2} failed, {:>2} skipped  {}",
+            "{:<22} {:<7} {}-level page tables  {:>3} passed, {:>2} failed, {:>2} skipped  {}",
             self.release,
             self.kind.name(),
             levels(self.la57),
@@ -291,27 +320,35 @@ fn tempdir(path: &Path) -> Result<PathBuf> {
 mod tests {
     use super::*;
     use crate::gate::tests::options;
-    use crate::kernels;
 
     #[test]
     fn a_kernel_goes_through_the_suites_that_the_options_say() {
         use {Kind::*, La57::*};
         for (kernel, words, want) in [
-            ("6.12", &[][..], &[(Full, Off), (Faults, Off)][..]),
+            (
+                "6.12",
+                &[][..],
+                &[(Full, Off), (Faults, Off), (Systemd, Off)][..],
+            ),
             (
                 "6.12",
                 &["--full"],
-                &[(Full, Off), (Full, On), (Faults, Off)],
+                &[(Full, Off), (Full, On), (Faults, Off), (Systemd, Off)],
             ),
+            ("7.2", &[], &[(Full, Off), (Faults, Off)]),
             ("6.12", &["--quick"], &[(Quick, Off)]),
             ("6.12", &["--la57", "on"], &[(Full, On)]),
-            ("6.12", &["munmap"], &[(Named, Off)]),
-            ("6.12", &["--la57", "on", "munmap"], &[(Named, On)]),
+            ("6.12", &["munmap"], &[(Named, Off), (Systemd, Off)]),
+            (
+                "6.12",
+                &["--la57", "on", "munmap"],
+                &[(Named, On), (Systemd, On)],
+            ),
             ("6.12-cloud", &[], &[(Quick, On)]),
             ("6.12-cloud", &["--quick"], &[(Quick, Off)]),
             ("6.12-cloud", &["--full"], &[(Full, Off), (Faults, Off)]),
             ("6.12-cloud", &["--la57", "on"], &[(Quick, On)]),
-            ("6.12-cloud", &["munmap"], &[(Named, Off)]),
+            ("6.12-cloud", &["munmap"], &[(Named, Off), (Systemd, Off)]),
             ("debug", &["--full", "--la57", "off"], &[(Full, Off)]),
         ] {
             let kernel = kernels::find(kernel).unwrap();
@@ -320,6 +357,27 @@ mod tests {
         }
         let cloud = kernels::find("6.12-cloud").unwrap();
         assert_eq!(kinds(cloud, &options(&[]), false), [(Quick, Off)]);
+    }
+
+    #[test]
+    fn random_calls_are_all_made_once_for_each_series_and_on_the_debug_kernel() {
+        use {Kind::*, La57::*};
+        for (kernel, words, kind, la57, want) in [
+            ("6.12", &[][..], Full, Off, false),
+            ("6.12", &["--full"], Full, Off, true),
+            ("6.12", &["--full"], Full, On, false),
+            ("6.12", &["--full"], Faults, Off, false),
+            ("6.12-cloud", &["--full"], Full, Off, false),
+            ("6.12", &["--long", "random"], Named, Off, true),
+            ("debug", &[], Full, Off, true),
+            ("debug", &["random"], Named, Off, true),
+            ("debug", &["--quick"], Quick, Off, false),
+            ("kcsan", &[], Full, Off, false),
+        ] {
+            let kernel = kernels::find(kernel).unwrap();
+            let long = is_long(kernel, kind, la57, &options(words));
+            assert_eq!(long, want, "{kernel} {words:?} {kind:?}");
+        }
     }
 
     fn checkout() -> Checkout {
@@ -338,6 +396,7 @@ mod tests {
             (Kind::Full, &[][..], "--suite full"),
             (Kind::Quick, &[], "--suite quick"),
             (Kind::Faults, &[], "--suite faults"),
+            (Kind::Systemd, &["a"], "--suite systemd a"),
             (Kind::Named, &["a", "b"], "--suite full a b"),
         ] {
             let filters: Vec<String> = filters.iter().map(|&f| f.to_owned()).collect();
@@ -354,6 +413,7 @@ mod tests {
             kind: Kind::Named,
             la57: La57::Off,
             rerun: "scripts/test --seed 7".into(),
+            long: true,
             module: checkout.module(),
             selection: Kind::Named.selection(&["munmap".into()]),
             plan: vec!["munmap".into()],
@@ -365,7 +425,7 @@ mod tests {
             "target/release/asyncfork-guest test \
              --module target/kmod/6.12.1-amd64/asyncfork.ko \
              --shim target/release/libasyncfork.so \
-             --results /repo/target/vm/r --seed 7 --suite full munmap"
+             --results /repo/target/vm/r --seed 7 --long --suite full munmap"
         );
     }
 
@@ -382,7 +442,7 @@ mod tests {
             boots: 1,
             took: Duration::from_secs(125),
         };
-        let text = "7.2.12+deb13-amd64     quick  5-level page tables   60 passed,  0 failed,  1 skipped  2 min 05 s";
+        let text = "7.2.12+deb13-amd64     quick   5-level page tables   60 passed,  0 failed,  1 skipped  2 min 05 s";
         assert_eq!(row.to_string(), text);
         let again = Row { boots: 2, ..row };
         assert_eq!(again.to_string(), format!("{text}, 2 boots"));
