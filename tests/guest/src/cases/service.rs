@@ -47,6 +47,11 @@ pub const TESTS: &[Test] = &[
     )
     .systemd(),
     Test::new(
+        "metrics_are_written_by_their_timer_and_read_by_prometheus",
+        metrics,
+    )
+    .systemd(),
+    Test::new(
         "doctors_findings_about_a_unit_come_and_go_with_the_printed_line",
         findings,
     )
@@ -422,4 +427,42 @@ fn findings(ctx: &Ctx) -> TestResult<String> {
     service.sh("asyncfork enable $unit --via preload")?;
     service.mends("unit.restart")?;
     Ok("unit.not-running, not-enabled, reload, restart".into())
+}
+
+/// The totals that the module has are in node_exporter's file; the programs that read it take it, where there are any.
+fn metrics(ctx: &Ctx) -> TestResult<String> {
+    const FILE: &str = "/var/lib/prometheus/node-exporter/asyncfork.prom";
+    const STEPS: &str = r#"
+asyncfork enroll --unit $unit --min-rss 1M
+populate
+snapshot
+mkdir -p /var/lib/prometheus/node-exporter
+rm -f /var/lib/prometheus/node-exporter/asyncfork.prom
+cp packaging/metrics/asyncfork-metrics.* "$units/"
+systemctl daemon-reload
+systemctl start asyncfork-metrics.timer
+"#;
+    let service = Service::start(ctx, "redis")?;
+    service.sh(STEPS)?;
+    let text = sys::poll_until(|| Ok::<_, Verdict>(fs::read_to_string(FILE).ok()))?;
+    service.sh("systemctl stop asyncfork-metrics.timer")?;
+    let Some(text) = text else {
+        let journal = service.sh("journalctl --no-pager -o cat -u asyncfork-metrics")?;
+        return Err(Verdict::Failed(format!("no {FILE}: {journal}")));
+    };
+    let stats = ctx.stats()?;
+    claim!(stats.r#async > 0, "no asynchronous fork");
+    for (name, value) in [
+        ("asyncfork_forks_total{outcome=\"async\"}", stats.r#async),
+        ("asyncfork_sessions", stats.running),
+        ("asyncfork_state{state=\"on\"}", 1),
+    ] {
+        let line = format!("{name} {value}");
+        claim!(text.lines().any(|l| l == line), "no {line:?} in {text}");
+    }
+    if !Path::new("/usr/bin/promtool").exists() {
+        return Ok("no Prometheus here".into());
+    }
+    let said = service.sh(&format!("scripts/metrics --here {FILE}"))?;
+    Ok(said.lines().last().unwrap_or_default().into())
 }

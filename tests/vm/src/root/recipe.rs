@@ -44,8 +44,8 @@ const TEST_PACKAGES: &[&str] = &[
     "golang-github-containers-common",
     "musl-tools",
 ];
-/// And where that is new enough: the Rust of scripts/rust-1.85.
-const NEWER_TEST_PACKAGES: &[&str] = &["cargo", "rustc"];
+/// And where those are new enough: the Rust of scripts/rust-1.85, who reads metrics.
+const NEWER_TEST_PACKAGES: &[&str] = &["cargo", "rustc", "prometheus", "prometheus-node-exporter"];
 /// And for the suites that nobody here wrote: kernel selftests, the servers' own.
 const SUITES_PACKAGES: &[&str] = &[
     "bc",

@@ -44,8 +44,8 @@ esac
 
 # The root's recipe takes it away, so that other guests do without.
 ln -s /bin/udevadm $new/usr/lib/systemd/systemd-udevd
-# Servers that want one port: who needs one starts it.
-rm -f $new/etc/systemd/system/multi-user.target.wants/*-server.service
+# Servers, of which two want one port: who needs one starts it.
+rm -f $new/etc/systemd/system/multi-user.target.wants/*.service
 cat >$new/etc/systemd/system/asyncfork-guest.service <<END
 [Unit]
 Description=What this guest is for
