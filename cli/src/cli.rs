@@ -405,6 +405,9 @@ pub struct MeasureArgs {
     /// Forks, after a warm-up
     #[arg(long)]
     pub forks: u32,
+    /// Mappings besides
+    #[arg(long, default_value_t = 0)]
+    pub mappings: usize,
     /// Map the zero page in each instead of filling them
     #[arg(long)]
     pub zero: bool,

@@ -2,8 +2,8 @@
 //! How long a process' next fork will stop it.
 //!
 //! A stock fork copies each page table; an asynchronous one parks it. What either
-//! costs on this host is measured on small processes of our own, at two sizes, so that
-//! what does not depend on the size is told apart.
+//! costs on this host is measured on small processes of our own with as many mappings, at
+//! two sizes, so that what does not depend on the size is told apart.
 
 use anyhow::Result;
 use serde::Serialize;
@@ -19,11 +19,13 @@ const MOST: u64 = 128;
 const LEAST: u64 = 16;
 /// Page tables of the zero page: 16 MiB of tables, which cost nothing else.
 const ZEROS: usize = 4096;
+/// Mappings of a measurement, at most: what the kernel lets a process have is 65,530.
+const MAPPINGS: usize = 10_000;
 
 /// What a fork takes here: so much, and so much for each page table.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Cost {
-    /// Nanoseconds that do not depend on the size.
+    /// Nanoseconds that do not depend on the size, for as many mappings.
     pub fixed_ns: f64,
     /// Nanoseconds for each page table.
     pub per_table_ns: f64,
@@ -88,6 +90,7 @@ pub fn predict(
     async_obstacle: Option<String>,
 ) -> Prediction {
     let n = process.tables();
+    let mappings = process.mappings.min(MAPPINGS);
     let guess = |cost: Result<Cost>| match cost {
         Ok(cost) => Guess {
             ns: Some(cost.of(n)),
@@ -104,6 +107,7 @@ pub fn predict(
         let at = |tables| {
             let what = Sampling {
                 tables,
+                mappings,
                 forks: FORKS,
                 zero,
                 asynchronous: zero,

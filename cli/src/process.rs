@@ -34,6 +34,8 @@ pub struct Process {
     pub environment: Option<Vec<(String, String)>>,
     /// It has put something else where its environment was, as Redis does for its title.
     pub overwritten: bool,
+    /// Its mappings, which a fork copies one by one; 0 if they may not be read.
+    pub mappings: usize,
     /// It has the mark that the library makes for `ASYNCFORK=off` and `require`.
     pub marked: bool,
     /// Whether the library is mapped; none if that may not be read.
@@ -97,6 +99,7 @@ impl Process {
             exe: host.read_link(format!("/proc/{pid}/exe")).ok(),
             environment: environment.filter(|_| !overwritten),
             overwritten,
+            mappings: maps.as_ref().map_or(0, |text| text.lines().count()),
             marked,
             library: maps.map(|text| mapped(&text)),
             cgroup: crate::cgroup::of_pid(host, &pid.to_string()),

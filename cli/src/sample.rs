@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result};
 use asyncfork_uapi::Outcome;
-use memmap2::{Advice, MmapMut, MmapOptions};
+use memmap2::{Advice, Mmap, MmapMut, MmapOptions};
 use nix::sys::wait::waitpid;
 use nix::unistd::{alarm, fork, ForkResult};
 use serde::{Deserialize, Serialize};
@@ -31,6 +31,8 @@ const TABLES_A_SECOND: usize = 100;
 pub struct Sampling {
     /// Page tables of the process.
     pub tables: usize,
+    /// Mappings besides its own dozen, small ones.
+    pub mappings: usize,
     /// Forks, after a warm-up.
     pub forks: u32,
     /// One zero page in each table, but for the first, instead of 512 pages of its own.
@@ -75,6 +77,8 @@ pub fn take(device: &std::path::Path, what: &Sampling) -> Result<Samples> {
         .args([
             "--tables",
             &what.tables.to_string(),
+            "--mappings",
+            &what.mappings.to_string(),
             "--forks",
             &what.forks.to_string(),
         ])
@@ -116,6 +120,7 @@ pub fn measure(host: &Host, device: &std::path::Path, args: &MeasureArgs) -> Res
         Err(e) if args.asynchronous => return Err(e),
         other => other.ok(),
     };
+    let mappings = mappings(args.mappings)?;
     let memory = memory(args.tables, args.zero)?;
     let mut samples = Samples {
         ns: Vec::new(),
@@ -142,7 +147,7 @@ pub fn measure(host: &Host, device: &std::path::Path, args: &MeasureArgs) -> Res
             samples.ns.push(ns);
         }
     }
-    drop(memory);
+    drop((mappings, memory));
     Ok(samples)
 }
 
@@ -180,6 +185,19 @@ fn memory(tables: usize, zero: bool) -> Result<MmapMut> {
     Ok(memory)
 }
 
+/// So many mappings, of one page each: every other one has its page, as data have; the others are read-only, which
+/// keeps them apart, and empty.
+fn mappings(number: usize) -> Result<Vec<(MmapMut, Mmap)>> {
+    let pair = |_| {
+        let mut page = MmapOptions::new().len(PAGE).map_anon()?;
+        page[0] = 1;
+        let other = MmapOptions::new().len(PAGE).map_anon()?;
+        Ok((page, other.make_read_only()?))
+    };
+    let pairs: std::io::Result<_> = (0..number / 2).map(pair).collect();
+    pairs.with_context(|| format!("{number} mappings"))
+}
+
 /// The time that fork() takes here. Its child ends at once, and has ended then.
 fn timed_fork() -> Result<u64> {
     let start = Instant::now();
@@ -209,6 +227,19 @@ mod tests {
         };
         assert_eq!(samples.median(), 5);
         assert_eq!(samples.range(), (1, 9));
+    }
+
+    #[test]
+    fn a_measuring_process_has_as_many_mappings_as_asked_for() {
+        let count = || {
+            let maps = std::fs::read_to_string("/proc/thread-self/maps").unwrap();
+            maps.lines().count()
+        };
+        let before = count();
+        let mappings = mappings(200).unwrap();
+        // Other tests map and unmap meanwhile, but few.
+        assert!(count() >= before + 150);
+        assert_eq!(mappings.len(), 100);
     }
 
     #[test]

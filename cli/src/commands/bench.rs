@@ -62,6 +62,7 @@ pub fn run(ctx: &mut Ctx<'_>, args: &BenchArgs) -> Result<Exit> {
             };
             let what = format!("measuring {kind} forks with {}", bytes(size));
             let sampling = Sampling {
+                mappings: 0,
                 tables: (size / CHUNK as u64) as usize,
                 forks: args.forks,
                 zero: false,
