@@ -6,15 +6,16 @@ use super::tally::{add, Tally};
 use super::Without;
 use crate::claim;
 use crate::mem::PAGE;
-use crate::module::Module;
+use crate::module::{self, Module};
 use crate::procfs;
 use crate::rng::Rng;
 use crate::swap::Swap;
 use crate::sys::{self, cvt, is_errno};
 use crate::verdict::{Context, TestResult, Verdict};
-use asyncfork_uapi::Stats;
+use asyncfork_uapi::{BorrowedFd, Device, Errno, Error, Stats};
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
@@ -58,6 +59,8 @@ pub const DEEDS: &[(Aim, &str, usize, Deed)] = &[
     (Aim::Machine, "memory failure", 3, memory_failure),
     (Aim::Machine, "enabled off and on", 20, switch),
     (Aim::Machine, "parameters changed", 16, parameters),
+    (Aim::Machine, "cgroup enrolled", 24, enroll),
+    (Aim::Machine, "cgroups unenrolled", 6, unenroll),
     (Aim::Machine, "module unloaded", 1, unload),
     (Aim::Machine, "unload refused", 8, unload_in_use),
     (Aim::Machine, "allocation failed", 48, fault),
@@ -333,6 +336,45 @@ fn parameters(chaos: &mut Chaos<'_>) -> TestResult<bool> {
     Ok(true)
 }
 
+/// Parents in there, and their children, may fork without an ARM.
+fn enroll(chaos: &mut Chaos<'_>) -> TestResult<bool> {
+    let (slot, rng) = (chaos.slot(), &mut chaos.rng);
+    // The parent's group, or all of the slot.
+    let group = [&slot.main, &slot.group][rng.below(2)].open()?;
+    let min_rss = [0, 0, 1 << 20, 16 << 20][rng.below(4)];
+    let helpers = u32::from(rng.one_in(4));
+    let Ok(device) = Device::open() else {
+        return Ok(false);
+    };
+    // SAFETY: the directory is open as long as that is in use.
+    let group = unsafe { BorrowedFd::borrow_raw(group.as_raw_fd()) };
+    // The limit of helpers is 0 at times.
+    let enrolled = device
+        .enroll(group, min_rss, helpers)
+        .or_else(|_| device.enroll(group, min_rss, 0));
+    match enrolled {
+        // An allocation that was made to fail.
+        Err(Error::Ioctl(_, Errno::NOMEM)) if chaos.faults => Ok(false),
+        result => result
+            .map(|()| true)
+            .map_err(|e| module::device_error(e).into()),
+    }
+}
+
+/// All of them.
+fn unenroll(_: &mut Chaos<'_>) -> TestResult<bool> {
+    let Ok(device) = Device::open() else {
+        return Ok(false);
+    };
+    let entries = module::enrolled(&device)?;
+    for entry in &entries {
+        device
+            .unenroll_id(entry.cgroup_id)
+            .map_err(module::device_error)?;
+    }
+    Ok(!entries.is_empty())
+}
+
 /// Most waits for a moment in which nobody uses the module, each of 20 ms.
 const MOMENTS: usize = 200;
 
@@ -342,6 +384,7 @@ fn unload(chaos: &mut Chaos<'_>) -> TestResult<bool> {
         return Ok(false);
     };
     chaos.tally.set_unarmed(true);
+    unenroll(chaos)?;
     let mut gone = false;
     for _ in 0..MOMENTS {
         gone = try_unload(chaos, module)?;

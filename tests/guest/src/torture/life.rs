@@ -159,10 +159,12 @@ impl Life {
         Ok(())
     }
 
-    /// A descriptor for the next fork; nothing if the module is away just now.
+    /// A descriptor for the next fork; nothing if the module is away just now, or that fork is not to be armed.
     fn arm(&self, rng: &mut Rng) -> TestResult<Option<Device>> {
+        // An entry may take the fork then.
+        let unarmed = rng.one_in(3);
         let device = match Device::open() {
-            Ok(device) if !self.tally.unarmed_only() => device,
+            Ok(device) if !unarmed && !self.tally.unarmed_only() => device,
             _ => return Ok(None),
         };
         let helped = Arm {

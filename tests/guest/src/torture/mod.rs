@@ -33,7 +33,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use tally::{add, get, Tally, Totals, GOOD};
+use tally::{add, get, Tally, Totals, BY_ENTRY, GOOD};
 
 /// Without any progress for so long, something hangs. Far above what an emulated processor under load needs.
 const STUCK: Duration = Duration::from_secs(240);
@@ -455,7 +455,7 @@ fn report(tally: &Tally, totals: &Totals, elapsed: Duration) {
     row("parents", get(&tally.lives));
     row("of which ended as planned", get(&tally.full_lives));
     row("fork() calls", get(&tally.forks));
-    row("of which without the module", get(&tally.unarmed));
+    row("of which not armed", get(&tally.unarmed));
     row("fork() calls that failed", get(&tally.failed_forks));
     for (name, n) in totals.named() {
         row(name, n);
@@ -480,6 +480,10 @@ fn report(tally: &Tally, totals: &Totals, elapsed: Duration) {
 fn expect_tried(tally: &Tally, totals: &Totals, without: &Without) -> TestResult {
     require!(get(&tally.whole) > 0, "no child found its image whole");
     require!(totals.get("chunks parked") > 0, "nothing was parked");
+    require!(
+        totals.get(BY_ENTRY) > 0 || without.has("cgroup enrolled"),
+        "no fork was asynchronous by an entry"
+    );
     // Nobody uses userfaultfd here, children are mostly done before their parent's core dump begins (the VM tests hold
     // them back), only two nodes make sure of migrations in flight, and nobody gets past all other hooks.
     let expected = |hook: &&Hook| match **hook {
@@ -497,6 +501,8 @@ fn expect_tried(tally: &Tally, totals: &Totals, without: &Without) -> TestResult
         "children frozen",
         "module unloaded",
         "unload refused",
+        "cgroup enrolled",
+        "cgroups unenrolled",
     ];
     let deeds = DEEDS.iter().zip(&tally.deeds);
     let deeds = deeds.filter(|(deed, _)| sure.contains(&deed.1));

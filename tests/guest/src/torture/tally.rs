@@ -6,7 +6,7 @@ use super::ops::OPS;
 use crate::crew::NO_THREAD;
 use crate::sys;
 use crate::verdict::{TestResult, Verdict};
-use asyncfork_uapi::{Hook, Stats, HOOK_MAX};
+use asyncfork_uapi::{By, Hook, Stats, HOOK_MAX};
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicU8};
@@ -34,7 +34,7 @@ pub struct Tally {
     pub full_lives: AtomicU64,
     /// Calls of fork() that gave a child.
     pub forks: AtomicU64,
-    /// Those made while there was no module, or that were not armed to let it go.
+    /// Those that were not armed: there was no module, it was to go, or an entry could take them.
     pub unarmed: AtomicU64,
     /// Calls of fork() that failed.
     pub failed_forks: AtomicU64,
@@ -161,6 +161,9 @@ fn is_scarcity(v: &Verdict) -> bool {
     matches!(v, Verdict::Broken(t) if t.ends_with(&errno(libc::ENOMEM)) || t.ends_with(&errno(libc::EAGAIN)))
 }
 
+/// The name of the number of asynchronous forks that were not armed.
+pub const BY_ENTRY: &str = "async forks by an entry";
+
 /// The module's statistics, as numbers that can be summed.
 #[derive(Clone, Copy)]
 pub struct Totals([u64; Totals::LEN]);
@@ -172,7 +175,7 @@ impl Default for Totals {
 }
 
 impl Totals {
-    const NAMED: usize = 13;
+    const NAMED: usize = 14;
     const LEN: usize = Self::NAMED + HOOK_MAX;
 
     fn of(s: &Stats) -> Self {
@@ -190,6 +193,7 @@ impl Totals {
             s.chunks.by_helper,
             s.chunks.by_other,
             s.merged,
+            s.async_how(By::Enrolled),
         ];
         let mut all = [0; Self::LEN];
         all[..Self::NAMED].copy_from_slice(&named);
@@ -213,6 +217,7 @@ impl Totals {
             "pulled by helpers",
             "pulled by others",
             "unexpected slots",
+            BY_ENTRY,
         ];
         std::array::from_fn(|i| (NAMES[i], self.0[i]))
     }

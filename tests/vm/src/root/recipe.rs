@@ -119,12 +119,12 @@ impl Recipe {
     pub(super) fn of(kernel: &'static Kernel, suites: bool) -> Self {
         let mut packages = [PACKAGES, newer_packages(&kernel.debian)].concat();
         let mut source_packages = Vec::new();
+        packages.extend(TEST_PACKAGES);
         if suites {
             packages.extend(SUITES_PACKAGES);
             source_packages.push("redis");
             source_packages.extend(has_valkey(kernel).then_some("valkey"));
         } else {
-            packages.extend(TEST_PACKAGES);
             packages.extend(newer_test_packages(&kernel.debian));
         }
         Recipe {
