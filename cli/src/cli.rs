@@ -57,7 +57,7 @@ pub enum Command {
     /// Look for what keeps forks from being asynchronous, or snapshots from succeeding
     ///
     /// Each finding has a stable id, what was seen, and a line that mends it. With a process, predicts the pause of its next
-    /// fork. Reads nothing that disturbs a server: of /proc/PID only status, exe, environ, maps, cgroup and the links in fd.
+    /// fork. Reads nothing that disturbs a server: of /proc/PID only status, exe, environ, maps, cgroup, the links in fd and, of io_urings, fdinfo.
     #[command(
         after_help = "Exit codes: 0 nothing found, 1 something found, 2 wrong input, 3 cannot tell."
     )]
