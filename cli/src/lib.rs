@@ -8,6 +8,8 @@ pub mod ctx;
 pub mod doctor;
 pub mod elf;
 pub mod exit;
+#[cfg(test)]
+mod golden;
 pub mod host;
 pub mod library;
 pub mod modprobe;

@@ -256,18 +256,7 @@ impl Fake {
     ) {
         let (result, text) = self.json(command, body);
         result.unwrap();
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/{file}.json"));
-        if std::env::var_os("ASYNCFORK_GOLDEN").is_some_and(|v| v == "write") {
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(&path, &text).unwrap();
-        }
-        let wanted = fs::read_to_string(&path).unwrap_or_default();
-        assert_eq!(
-            text,
-            wanted,
-            "{}; ASYNCFORK_GOLDEN=write writes it",
-            path.display()
-        );
+        crate::golden::expect(&format!("{file}.json"), &text);
         let value: serde_json::Value = serde_json::from_str(&text).unwrap();
         assert_eq!(value["schema"], crate::out::SCHEMA);
         assert_eq!(value["command"], command);

@@ -2,10 +2,13 @@
 //! Dashboard, alerts, their tests and the units of `packaging/metrics` against what
 //! `asyncfork metrics` exports. `scripts/metrics` has Prometheus itself read them.
 
+#[path = "../src/golden.rs"]
+mod golden;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Result;
 use asyncfork_cli::cli::{Cli, Command};
@@ -379,18 +382,7 @@ fn expect_known(what: &str, expr: &str, labels: &[&str], exported: &BTreeMap<Str
 
 #[test]
 fn what_is_printed_is_the_file_that_prometheus_is_tried_with() {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/metrics.prom");
-    let text = printed();
-    if std::env::var_os("ASYNCFORK_GOLDEN").is_some_and(|v| v == "write") {
-        fs::write(&path, &text).unwrap();
-    }
-    let wanted = fs::read_to_string(&path).unwrap_or_default();
-    assert_eq!(
-        text,
-        wanted,
-        "{}; ASYNCFORK_GOLDEN=write writes it",
-        path.display()
-    );
+    golden::expect("metrics.prom", &printed());
 }
 
 #[test]
