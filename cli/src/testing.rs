@@ -26,6 +26,8 @@ pub struct Inside {
     pub stats: Stats,
     pub forks: Vec<Fork>,
     pub enrolled: Vec<Enrolment>,
+    /// What modinfo says of every module's signature; none: it is not there.
+    pub signer: Option<String>,
     loaded: bool,
     unreachable: bool,
     units: BTreeMap<String, String>,
@@ -121,6 +123,17 @@ impl Fake {
             )
             .write(&format!("/lib/modules/{release}/build/Makefile"), "")
             .write("/etc/modules-load.d/asyncfork.conf", "asyncfork\n")
+    }
+
+    /// The package asyncfork-dkms.
+    pub fn packaged(&self) -> &Self {
+        for path in [
+            "/usr/lib/asyncfork/kernel",
+            "/etc/kernel/postinst.d/asyncfork",
+        ] {
+            self.program(path, b"#!/bin/sh\n");
+        }
+        self
     }
 
     pub fn cgroup(&self, path: &str) -> &Self {
@@ -271,7 +284,7 @@ fn host(root: &Path, inside: &Shared) -> Host {
     Host::with_tools(root.to_owned(), Box::new(tools))
 }
 
-/// systemctl, as far as it is used.
+/// systemctl and modinfo, as far as they are used.
 struct FakeTools {
     root: PathBuf,
     inside: Shared,
@@ -294,6 +307,13 @@ impl FakeTools {
 impl Tools for FakeTools {
     fn run(&self, program: &str, args: &[&str]) -> io::Result<Output> {
         let mut inside = self.inside.borrow_mut();
+        if let ("modinfo", Some(signer)) = (program, &inside.signer) {
+            return Ok(Output {
+                success: true,
+                stdout: format!("{signer}\n"),
+                stderr: String::new(),
+            });
+        }
         if program != "systemctl" || inside.no_systemd {
             return Err(io::ErrorKind::NotFound.into());
         }

@@ -119,8 +119,9 @@ fn asynchronous(who: &str, report: &Report) -> Vec<String> {
         )),
         State::Running => said.push("The child is still copying.".into()),
         State::Aborted => said.push(
-            "It was aborted: there was no memory for page tables, and the child was killed. The parent is whole, the \
-             snapshot failed; give the cgroup or the machine more memory."
+            "It was aborted: the child was killed before it had copied everything, for want of memory for page \
+             tables (which `asyncfork status` counts) or by somebody else. The parent is whole, the snapshot failed; \
+             look at memory.max of its cgroup and at the kernel log."
                 .into(),
         ),
         State::None | State::Unknown(_) => {}

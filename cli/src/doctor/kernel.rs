@@ -69,45 +69,114 @@ pub fn has_headers(host: &Host, release: &str) -> bool {
     host.exists(format!("/lib/modules/{release}/build/Makefile"))
 }
 
-/// Why only signed modules are loaded; none: others are, too.
-pub fn signatures_enforced(host: &Host) -> Option<&'static str> {
-    if host
-        .line("/sys/module/module/parameters/sig_enforce")
-        .as_deref()
-        == Some("Y")
-    {
-        return Some("module.sig_enforce is on");
-    }
-    let lockdown = host
-        .line("/sys/kernel/security/lockdown")
-        .unwrap_or_default();
-    if lockdown.contains("[integrity]") || lockdown.contains("[confidentiality]") {
-        return Some("the kernel is locked down (Secure Boot)");
-    }
-    None
+/// The package asyncfork-dkms builds by this, which goes when it is removed,
+const SCRIPT: &str = "/usr/lib/asyncfork/kernel";
+/// and this runs that for a kernel; it stays until purge.
+const HOOK: &str = "/etc/kernel/postinst.d/asyncfork";
+/// What became of it, a file a release. See docs/packages.md.
+const RECORDS: &str = "/var/lib/asyncfork/kernels";
+/// Of dpkg: the package of the command is installed.
+const COMMAND: &str = "/var/lib/dpkg/info/asyncfork.list";
+
+/// What the package has recorded of a release.
+fn record(host: &Host, release: &str) -> Option<String> {
+    host.line(format!("{RECORDS}/{release}"))
 }
 
-/// Whether a module's file has a signature; none: it is compressed and modinfo is not
-/// there.
-pub fn is_signed(host: &Host, file: &Path) -> Option<bool> {
-    const MAGIC: &[u8] = b"~Module signature appended~\n";
-    if file.extension().is_some_and(|e| e == "ko") {
-        return Some(host.read_bytes(file).ok()?.ends_with(MAGIC));
+/// The record, if it begins with one of these words.
+fn recorded(host: &Host, release: &str, words: &[&str]) -> Option<String> {
+    record(host, release).filter(|line| words.iter().any(|word| line.starts_with(word)))
+}
+
+/// Whether the package builds for the kernels of this machine.
+fn is_packaged(host: &Host) -> bool {
+    host.is_executable(SCRIPT) && host.is_executable(HOOK)
+}
+
+/// Evidence that a release has no module.
+pub fn missing(host: &Host, release: &str) -> String {
+    let record = record(host, release).map_or(String::new(), |line| {
+        format!("; {RECORDS}/{release}: {line}")
+    });
+    format!("no asyncfork.ko below /lib/modules/{release}{record}")
+}
+
+/// Evidence that the module of a release is older than the package: a newer one was not
+/// built.
+pub fn old(host: &Host, release: &str) -> Option<String> {
+    let file = module_file(host, release)?;
+    let line = recorded(host, release, &["failed:", "headers-missing:"])?;
+    Some(format!(
+        "{} is there; {RECORDS}/{release}: {line}",
+        file.display()
+    ))
+}
+
+/// The line that gets a release a module, or says that there is none for it.
+pub fn build(host: &Host, release: &str) -> String {
+    if !is_supported(release) || recorded(host, release, &["excluded:"]).is_some() {
+        return boot_another(host);
     }
-    let output = host
-        .run("modinfo", &["-F", "signer", &file.to_string_lossy()])
-        .ok()?;
-    output.success.then(|| !output.stdout.trim().is_empty())
+    let headers = format!("linux-headers-{release}");
+    let headers = (!has_headers(host, release)).then_some(headers);
+    if is_packaged(host) {
+        if let Some(headers) = headers {
+            // Their hook builds.
+            return format!("apt install {headers}");
+        }
+        let again = format!("{HOOK} {release}");
+        return match recorded(host, release, &["failed:"]) {
+            Some(_) => format!("{again}  # after what {RECORDS}/{release}.log asks for"),
+            None => again,
+        };
+    }
+    if host.exists(COMMAND) {
+        let headers = headers.map_or(String::new(), |headers| format!("{headers} "));
+        return format!("apt install {headers}asyncfork-dkms  # without a compiler: asyncfork-modules-{release}");
+    }
+    let headers = headers.map_or(String::new(), |headers| {
+        format!("apt install {headers} && ")
+    });
+    format!(
+        "{headers}dkms install asyncfork/{} -k {release}",
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+/// The line that builds it anew, for a release that has one.
+pub fn rebuild(host: &Host, release: &str) -> String {
+    if is_packaged(host) {
+        return format!("rm -f {RECORDS}/{release} && {HOOK} {release}");
+    }
+    let module = format!("asyncfork/{} -k {release}", env!("CARGO_PKG_VERSION"));
+    format!("dkms build --force {module} && dkms install --force {module}")
+}
+
+/// The kernels in /boot, the newest first.
+pub fn installed(host: &Host) -> Vec<String> {
+    let names = host.list("/boot").into_iter();
+    let mut releases: Vec<_> = names
+        .filter_map(|name| Some(name.to_str()?.strip_prefix("vmlinuz-")?.to_owned()))
+        .filter(|release| !release.ends_with(".old") && !release.contains("rescue"))
+        .collect();
+    releases.sort_by(|a, b| compare(b, a));
+    releases
+}
+
+/// What to boot instead of a release that the module is not for.
+pub fn boot_another(host: &Host) -> String {
+    let mut served = installed(host);
+    served.retain(|r| is_supported(r) && module_file(host, r).is_some());
+    if served.is_empty() {
+        "boot a tested kernel".into()
+    } else {
+        format!("boot a kernel that has the module: {}", served.join(", "))
+    }
 }
 
 /// The kernel that GRUB boots unless told otherwise: the newest in /boot.
 pub fn next(host: &Host) -> Option<String> {
-    let names = host.list("/boot").into_iter();
-    let releases =
-        names.filter_map(|name| Some(name.to_str()?.strip_prefix("vmlinuz-")?.to_owned()));
-    let newest = releases
-        .filter(|release| !release.ends_with(".old") && !release.contains("rescue"))
-        .max_by(|a, b| compare(a, b));
+    let newest = installed(host).into_iter().next();
     newest.or_else(|| {
         let link = host.read_link("/vmlinuz").ok()?;
         Some(
@@ -209,22 +278,5 @@ mod tests {
         assert!(module_file(&fake.host, "6.1.0-56-amd64")
             .unwrap()
             .ends_with("misc/asyncfork.ko.zst"));
-    }
-
-    #[test]
-    fn signatures_are_seen() {
-        let fake = Fake::new();
-        fake.write("/a.ko", "ELF~Module signature appended~\n")
-            .write("/b.ko", "ELF")
-            .write("/c.ko.xz", "");
-        assert_eq!(is_signed(&fake.host, Path::new("/a.ko")), Some(true));
-        assert_eq!(is_signed(&fake.host, Path::new("/b.ko")), Some(false));
-        assert_eq!(is_signed(&fake.host, Path::new("/c.ko.xz")), None);
-        assert_eq!(signatures_enforced(&fake.host), None);
-        fake.write(
-            "/sys/kernel/security/lockdown",
-            "none [integrity] confidentiality\n",
-        );
-        assert!(signatures_enforced(&fake.host).is_some());
     }
 }

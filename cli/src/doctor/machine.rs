@@ -9,7 +9,7 @@ use asyncfork_uapi::{Outcome, Reason};
 use nix::sys::stat::{major, minor};
 
 use super::finding::{self as f, Findings};
-use super::kernel;
+use super::{kernel, signature};
 use crate::commands::hidden;
 use crate::ctx::Ctx;
 use crate::host::Host;
@@ -42,6 +42,7 @@ pub fn check(ctx: &Ctx<'_>, findings: &mut Findings) {
     } else {
         not_loaded(ctx, findings);
     }
+    kernels(ctx, findings);
 }
 
 fn not_loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
@@ -49,6 +50,7 @@ fn not_loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
     let release = ctx.kernel();
     let file = kernel::module_file(host, &release);
     if !kernel::is_supported(&release) {
+        let boot = kernel::boot_another(host);
         findings.add(
             &f::KERNEL_UNSUPPORTED,
             format!(
@@ -57,9 +59,9 @@ fn not_loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
             ),
             match file {
                 Some(_) => {
-                    "boot a tested kernel, or at your own risk: modprobe asyncfork allow_untested=1"
+                    format!("{boot}, or at your own risk: modprobe asyncfork allow_untested=1")
                 }
-                None => "boot a tested kernel",
+                None => boot,
             },
         );
         return;
@@ -67,54 +69,36 @@ fn not_loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
     let Some(file) = file else {
         findings.add(
             &f::MODULE_MISSING,
-            format!("no asyncfork.ko below /lib/modules/{release}"),
-            build(host, &release),
+            kernel::missing(host, &release),
+            kernel::build(host, &release),
         );
         return;
     };
-    if let Some(why) = kernel::signatures_enforced(host) {
-        match kernel::is_signed(host, &file) {
-            Some(true) => {}
-            Some(false) => {
-                findings.add(
-                    &f::MODULE_UNSIGNED,
-                    format!("{why}, and {} has no signature", file.display()),
-                    sign(&release),
-                );
-                return;
-            }
-            None => findings.unknown(
-                "the module's signature",
-                format!("modinfo cannot read {}", file.display()),
-            ),
+    if signature::check(ctx, &release, &file, &f::MODULE_UNSIGNED, findings) {
+        findings.add(
+            &f::MODULE_NOT_LOADED,
+            format!("{} is there, {} is not", file.display(), module::SYSFS),
+            "modprobe asyncfork  # if it refuses, dmesg says why",
+        );
+    }
+}
+
+/// Kernels that are installed, besides what the running one has.
+fn kernels(ctx: &Ctx<'_>, findings: &mut Findings) {
+    let host = &ctx.host;
+    let running = ctx.kernel();
+    if let Some(evidence) = kernel::old(host, &running) {
+        findings.add(&f::MODULE_OLD, evidence, kernel::build(host, &running));
+    }
+    for release in kernel::installed(host) {
+        if release != running && kernel::module_file(host, &release).is_none() {
+            findings.add(
+                &f::KERNEL_WITHOUT_MODULE,
+                kernel::missing(host, &release),
+                kernel::build(host, &release),
+            );
         }
     }
-    findings.add(
-        &f::MODULE_NOT_LOADED,
-        format!("{} is there, {} is not", file.display(), module::SYSFS),
-        "modprobe asyncfork  # if it refuses, dmesg says why",
-    );
-}
-
-/// The line that builds the module for a release.
-pub fn build(host: &Host, release: &str) -> String {
-    let build = format!(
-        "dkms install asyncfork/{} -k {release}",
-        env!("CARGO_PKG_VERSION")
-    );
-    if kernel::has_headers(host, release) {
-        build
-    } else {
-        format!("apt install linux-headers-{release} && {build}")
-    }
-}
-
-/// The line that signs it.
-pub fn sign(release: &str) -> String {
-    let module = format!("asyncfork/{} -k {release}", env!("CARGO_PKG_VERSION"));
-    format!(
-        "dkms build --force {module} && dkms install --force {module}  # signs it; enrol the key once: mokutil --import /var/lib/dkms/mok.pub, and reboot"
-    )
 }
 
 fn loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
@@ -127,6 +111,19 @@ fn loaded(ctx: &Ctx<'_>, findings: &mut Findings) {
             version.is_usable().then(|| module.stats()).transpose()?,
         ))
     });
+    // Before ABI 3 a module warns when it switches itself off; a later one says its state.
+    let warns = match &asked {
+        Ok((version, _)) => version.abi < 3,
+        Err(_) => module::parameter(host, "state").is_none(),
+    };
+    let panics = host.line("/proc/sys/kernel/panic_on_warn");
+    if warns && panics.is_some_and(|n| n != "0") {
+        findings.add(
+            &f::KERNEL_PANIC_ON_WARN,
+            "kernel.panic_on_warn is 1, and this module warns when it switches itself off",
+            "sysctl kernel.panic_on_warn=0",
+        );
+    }
     let stats = match asked {
         Ok((_, Some(stats))) => Some(stats),
         Ok((version, None)) => {

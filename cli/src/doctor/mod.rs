@@ -6,6 +6,7 @@ pub mod kernel;
 mod machine;
 mod next;
 mod process;
+mod signature;
 mod unit;
 
 use anyhow::Result;
@@ -80,6 +81,10 @@ pub fn run(ctx: &mut Ctx<'_>, args: &DoctorArgs) -> Result<Exit> {
 pub fn next_boot_is_ready(ctx: &Ctx<'_>) -> Option<bool> {
     let mut findings = Findings::default();
     next::check(ctx, &mut findings);
+    // An old module is one, too.
+    findings
+        .findings
+        .retain(|found| found.kind != &finding::MODULE_OLD);
     if findings.count() > 0 {
         return Some(false);
     }

@@ -2,7 +2,7 @@
 //! The kernel that boots next.
 
 use super::finding::{self as f, Findings};
-use super::{kernel, machine};
+use super::{kernel, signature};
 use crate::ctx::Ctx;
 use crate::modprobe;
 
@@ -23,17 +23,20 @@ pub fn check(ctx: &Ctx<'_>, findings: &mut Findings) {
                 "the newest kernel in /boot is {release}; tested series: {}",
                 kernel::series()
             ),
-            format!("apt remove linux-image-{release}  # or let the boot loader boot a tested one"),
+            format!(
+                "apt remove linux-image-{release}  # or let the boot loader {}",
+                kernel::boot_another(host)
+            ),
         );
     }
     match kernel::module_file(host, &release) {
-        // DKMS does not build for it.
+        // It is not built for that.
         None if !kernel::is_supported(&release) => {}
         None => {
             findings.add(
                 &f::NEXT_MISSING,
-                format!("no asyncfork.ko below /lib/modules/{release}"),
-                machine::build(host, &release),
+                kernel::missing(host, &release),
+                kernel::build(host, &release),
             );
             if !kernel::has_headers(host, &release) {
                 findings.add(
@@ -44,21 +47,11 @@ pub fn check(ctx: &Ctx<'_>, findings: &mut Findings) {
             }
         }
         Some(file) => {
-            if let Some(why) = kernel::signatures_enforced(host) {
-                match kernel::is_signed(host, &file) {
-                    Some(true) => {}
-                    Some(false) => findings.add(
-                        &f::NEXT_UNSIGNED,
-                        format!("{why}, and {} has no signature", file.display()),
-                        machine::sign(&release),
-                    ),
-                    None => findings.unknown(
-                        "the signature of the next module",
-                        format!("modinfo cannot read {}", file.display()),
-                    ),
-                }
-            }
+            signature::check(ctx, &release, &file, &f::NEXT_UNSIGNED, findings);
         }
+    }
+    if let Some(evidence) = kernel::old(host, &release) {
+        findings.add(&f::MODULE_OLD, evidence, kernel::build(host, &release));
     }
     if !kernel::loaded_at_boot(host) {
         findings.add(

@@ -8,10 +8,11 @@ use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use asyncfork_settings::{base_name, names, Mode, Settings};
-use asyncfork_uapi::{Outcome, Reason};
+use asyncfork_uapi::{By, Outcome, Reason};
 
 use super::finding::{self as f, Findings};
 use super::{machine, Target};
+use crate::commands::enable;
 use crate::commands::explain::advice;
 use crate::ctx::Ctx;
 use crate::host::Host;
@@ -81,7 +82,8 @@ fn serve(ctx: &Ctx<'_>, process: &Process, target: &Target) -> String {
     let version = ctx.module().and_then(|module| module.version());
     let can_enrol = directory.is_some() && version.map_or(true, |v| v.abi >= ENROLMENT_ABI);
     match (&target.unit, can_enrol) {
-        (Some((unit, _)), true) => format!("asyncfork enable {unit}"),
+        (Some((unit, _)), true) => enable::enrol_again(&ctx.host, unit)
+            .unwrap_or_else(|| format!("asyncfork enable {unit}")),
         (Some((unit, _)), false) => format!("asyncfork enable {unit} --via preload --restart"),
         (None, true) => format!("asyncfork enroll --pid {}", process.pid),
         (None, false) => format!("start it by asyncfork run -- {}", process.status.name),
@@ -355,7 +357,22 @@ fn device_inside(
         let strict = shown.get("PrivateDevices") == "yes"
             || matches!(policy, "closed" | "strict")
             || !shown.get("DeviceAllow").is_empty();
-        if strict && !shown.get("DeviceAllow").contains("asyncfork") {
+        if !strict {
+            return;
+        }
+        if shown.get("DeviceAllow").contains("asyncfork") {
+            // systemd has looked the number up as the service started. The module may have got the same one again.
+            if enable::started_before(&ctx.host, &path, shown) && !has_armed(ctx, process) {
+                findings.add(
+                    &f::UNIT_DEVICE,
+                    format!(
+                        "{unit} was started before {} was made, and has not used it since",
+                        device.display()
+                    ),
+                    format!("systemctl restart {unit}"),
+                );
+            }
+        } else {
             findings.add(
                 &f::DEVICE_DENIED,
                 format!(
@@ -491,6 +508,16 @@ fn one_cpu(ctx: &Ctx<'_>, process: &Process, findings: &mut Findings) {
             None => "give the machine a second CPU".into(),
         },
     );
+}
+
+/// Whether the library of the process has had a fork by this module.
+fn has_armed(ctx: &Ctx<'_>, process: &Process) -> bool {
+    let forks = ctx.module().and_then(|module| module.recent());
+    forks.is_ok_and(|forks| {
+        forks
+            .iter()
+            .any(|fork| fork.0.parent_pid == process.pid && fork.0.by() == By::Arm)
+    })
 }
 
 fn last_fork(ctx: &Ctx<'_>, process: &Process, findings: &mut Findings) {

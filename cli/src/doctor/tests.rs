@@ -108,6 +108,19 @@ fn not_loaded(fake: &Fake) {
     std::fs::remove_dir_all(fake.host.path("/sys/module/asyncfork")).unwrap();
 }
 
+fn record(fake: &Fake, release: &str, line: &str) {
+    let path = format!("/var/lib/asyncfork/kernels/{release}");
+    fake.write(&path, &format!("{line}\n"));
+}
+
+/// The only finding's evidence and line.
+fn only(fake: &Fake, args: &DoctorArgs, id: &str) -> (String, String) {
+    let (_, found) = doctor(fake, args);
+    assert_eq!(ids(&found), [id], "{found:#}");
+    let text = |name: &str| found["findings"][0][name].as_str().unwrap().to_owned();
+    (text("evidence"), text("fix"))
+}
+
 /// How to break a machine so that it has the finding, and what to ask then.
 fn break_it(kind: &Kind, fake: &Fake) -> DoctorArgs {
     const KO: &str = "/lib/modules/6.1.0-56-amd64/updates/dkms/asyncfork.ko";
@@ -116,10 +129,22 @@ fn break_it(kind: &Kind, fake: &Fake) -> DoctorArgs {
             not_loaded(fake);
             fake.write("/proc/sys/kernel/osrelease", "6.6.1-custom\n");
         }
+        "kernel.without-module" => {
+            fake.write("/boot/vmlinuz-6.1.0-55-amd64", "");
+        }
+        "kernel.panic-on-warn" => {
+            fake.module(|m| m.abi = 2);
+            fake.write("/proc/sys/kernel/panic_on_warn", "1\n");
+        }
         "module.missing" => {
             not_loaded(fake);
             fake.remove(KO);
         }
+        "module.old" => record(
+            fake,
+            "6.1.0-56-amd64",
+            "failed: pull.c:1: error: no; see the log",
+        ),
         "module.not-loaded" => not_loaded(fake),
         "module.unsigned" => {
             not_loaded(fake);
@@ -297,8 +322,9 @@ fn a_healthy_machine_has_no_finding() {
 
 #[test]
 fn each_finding_is_found_with_evidence_and_a_line_that_mends_it() {
-    // Needs a module whose hooks do not fire: for the tests in virtual machines.
-    for kind in ALL.iter().filter(|kind| kind.id != "module.hooks") {
+    // A module whose hooks do not fire, a device that is made anew: for the tests in virtual machines.
+    let elsewhere = ["module.hooks", "unit.device"];
+    for kind in ALL.iter().filter(|kind| !elsewhere.contains(&kind.id)) {
         let fake = healthy();
         let args = break_it(kind, &fake);
         let (exit, found) = doctor(&fake, &args);
@@ -334,6 +360,30 @@ fn each_finding_is_found_with_evidence_and_a_line_that_mends_it() {
             .filter(|id| id != kind.id && !along.contains(&id.as_str()))
             .collect();
         assert!(unexpected.is_empty(), "{}: also {unexpected:?}", kind.id);
+    }
+}
+
+#[test]
+fn a_service_that_lost_its_entry_gets_it_back_as_its_drop_in_has_it() {
+    for (file, want) in [
+        (
+            "ExecStartPre=-+/usr/bin/asyncfork enroll --self --min-rss 1048576 --helpers 2\n",
+            "asyncfork enroll --unit redis-server.service --min-rss 1048576 --helpers 2",
+        ),
+        (
+            "ExecStartPre=-+/usr/bin/asyncfork enroll --self\n",
+            "asyncfork enroll --unit redis-server.service",
+        ),
+    ] {
+        let fake = healthy();
+        without_library(&fake);
+        fake.unit_file(REDIS, "[Service]");
+        fake.write(
+            "/etc/systemd/system/redis-server.service.d/asyncfork.conf",
+            &format!("# Written by asyncfork enable; asyncfork disable removes it.\n# via: cgroup\n[Service]\n{file}"),
+        );
+        let (_, fix) = only(&fake, &of_unit(), "process.not-served");
+        assert_eq!(fix, want);
     }
 }
 
@@ -573,21 +623,212 @@ fn json_is_as_documented() {
     });
 }
 
+fn ready(fake: &Fake) -> Option<bool> {
+    let mut said = None;
+    fake.command("metrics", |ctx| {
+        said = next_boot_is_ready(ctx);
+        Ok(Exit::Done)
+    })
+    .0
+    .unwrap();
+    said
+}
+
 #[test]
 fn the_next_boot_is_ready_or_not_or_unknown() {
-    let ready = |fake: &Fake| {
-        let mut said = None;
-        fake.command("metrics", |ctx| {
-            said = next_boot_is_ready(ctx);
-            Ok(Exit::Done)
-        })
-        .0
-        .unwrap();
-        said
-    };
     let fake = healthy();
     assert_eq!(ready(&fake), Some(true));
     fake.write("/boot/vmlinuz-6.12.99+deb12-amd64", "");
     assert_eq!(ready(&fake), Some(false));
     assert_eq!(ready(&Fake::new()), None);
+}
+
+#[test]
+fn a_module_that_is_missing_comes_with_what_the_package_recorded() {
+    const NEXT: &str = "6.1.0-57-amd64";
+    const HOOK: &str = "/etc/kernel/postinst.d/asyncfork 6.1.0-57-amd64";
+    const HEADERS: &str = "apt install linux-headers-6.1.0-57-amd64";
+    const RECORD: &str = "/var/lib/asyncfork/kernels/6.1.0-57-amd64";
+    let failed = format!("{HOOK}  # after what {RECORD}.log asks for");
+    for (line, has_headers, wanted) in [
+        (None, true, HOOK),
+        (None, false, HEADERS),
+        (
+            Some("headers-missing: apt install linux-headers"),
+            false,
+            HEADERS,
+        ),
+        (
+            Some("headers-missing: apt install linux-headers"),
+            true,
+            HOOK,
+        ),
+        (Some("failed: pull.c:1: error: no"), true, &failed),
+        (Some("built: asyncfork-dkms 0.1.0"), true, HOOK),
+        (
+            Some("excluded: asyncfork 0.1.0 is not for this kernel"),
+            true,
+            "boot a kernel that has the module: 6.1.0-56-amd64",
+        ),
+    ] {
+        let fake = healthy();
+        fake.packaged().write(&format!("/boot/vmlinuz-{NEXT}"), "");
+        if has_headers {
+            fake.write(&format!("/lib/modules/{NEXT}/build/Makefile"), "");
+        }
+        if let Some(line) = line {
+            record(&fake, NEXT, line);
+        }
+        let said = |found: &serde_json::Value, id: &str| {
+            let list = found["findings"].as_array().unwrap().iter();
+            let this = list.clone().find(|f| f["id"] == id).unwrap();
+            let evidence = this["evidence"].as_str().unwrap();
+            assert!(
+                evidence.contains(&format!("/lib/modules/{NEXT}")),
+                "{evidence}"
+            );
+            if let Some(line) = line {
+                assert!(
+                    evidence.ends_with(&format!("{RECORD}: {line}")),
+                    "{evidence}"
+                );
+            }
+            assert_eq!(this["fix"], wanted, "{id}: {line:?}");
+        };
+        said(&doctor(&fake, &next_boot()).1, "next.missing");
+        said(&doctor(&fake, &pid()).1, "kernel.without-module");
+        not_loaded(&fake);
+        fake.write("/proc/sys/kernel/osrelease", &format!("{NEXT}\n"));
+        said(&doctor(&fake, &DoctorArgs::default()).1, "module.missing");
+    }
+}
+
+#[test]
+fn without_the_package_that_builds_another_line_gets_the_module() {
+    let fake = healthy();
+    not_loaded(&fake);
+    fake.remove("/lib/modules/6.1.0-56-amd64/updates/dkms/asyncfork.ko");
+    let fix = || only(&fake, &DoctorArgs::default(), "module.missing").1;
+    let dkms = format!(
+        "dkms install asyncfork/{} -k 6.1.0-56-amd64",
+        env!("CARGO_PKG_VERSION")
+    );
+    assert_eq!(fix(), dkms);
+    // That of the command only.
+    fake.write("/var/lib/dpkg/info/asyncfork.list", "");
+    let package = "asyncfork-dkms  # without a compiler: asyncfork-modules-6.1.0-56-amd64";
+    assert_eq!(fix(), format!("apt install {package}"));
+    fake.remove("/lib/modules/6.1.0-56-amd64/build/Makefile");
+    assert_eq!(
+        fix(),
+        format!("apt install linux-headers-6.1.0-56-amd64 {package}")
+    );
+    // Removed, not purged: the hook does nothing.
+    fake.program("/etc/kernel/postinst.d/asyncfork", b"");
+    assert!(fix().contains("asyncfork-dkms"));
+    fake.packaged();
+    assert_eq!(fix(), "apt install linux-headers-6.1.0-56-amd64");
+}
+
+#[test]
+fn a_kernel_that_is_not_served_is_named_beside_those_that_are() {
+    let fake = healthy();
+    fake.packaged();
+    for release in [
+        "6.1.0-55-amd64",
+        "6.1.0-56-rt-amd64",
+        "5.10.0-1-amd64",
+        "6.6.1-custom",
+    ] {
+        fake.write(&format!("/boot/vmlinuz-{release}"), "");
+    }
+    fake.write("/lib/modules/6.6.1-custom/updates/dkms/asyncfork.ko", "ELF");
+    record(&fake, "6.1.0-56-rt-amd64", "excluded: not for this kernel");
+    let (exit, found) = doctor(&fake, &DoctorArgs::default());
+    // The newest first.
+    assert_eq!(ids(&found), ["kernel.without-module"; 3]);
+    assert_eq!(exit, Exit::Done);
+    let rt = &found["findings"][0];
+    assert!(rt["evidence"]
+        .as_str()
+        .unwrap()
+        .ends_with("6.1.0-56-rt-amd64: excluded: not for this kernel"));
+    assert_eq!(
+        rt["fix"],
+        "boot a kernel that has the module: 6.1.0-56-amd64"
+    );
+    assert_eq!(
+        found["findings"][1]["fix"],
+        "apt install linux-headers-6.1.0-55-amd64"
+    );
+    assert_eq!(found["findings"][2]["fix"], rt["fix"]);
+
+    let (_, fix) = only(&fake, &next_boot(), "next.unsupported");
+    assert_eq!(fix, "apt remove linux-image-6.6.1-custom  # or let the boot loader boot a kernel that has the module: 6.1.0-56-amd64");
+    not_loaded(&fake);
+    fake.write("/proc/sys/kernel/osrelease", "6.6.1-custom\n");
+    let fix = || {
+        let (_, found) = doctor(&fake, &DoctorArgs::default());
+        assert_eq!(found["findings"][0]["id"], "kernel.unsupported");
+        found["findings"][0]["fix"].as_str().unwrap().to_owned()
+    };
+    let boot = "boot a kernel that has the module: 6.1.0-56-amd64";
+    let risk = ", or at your own risk: modprobe asyncfork allow_untested=1";
+    assert_eq!(fix(), format!("{boot}{risk}"));
+    fake.remove("/lib/modules/6.6.1-custom/updates/dkms/asyncfork.ko");
+    assert_eq!(fix(), boot);
+    fake.remove("/lib/modules/6.1.0-56-amd64/updates/dkms/asyncfork.ko");
+    assert_eq!(fix(), "boot a tested kernel");
+}
+
+#[test]
+fn a_module_older_than_the_package_is_found_and_is_ready_for_the_next_boot() {
+    let fake = healthy();
+    fake.packaged();
+    for line in [
+        "failed: pull.c:1: error: no",
+        "headers-missing: apt install linux-headers",
+    ] {
+        record(&fake, "6.1.0-56-amd64", line);
+        for args in [pid(), next_boot()] {
+            let (evidence, _) = only(&fake, &args, "module.old");
+            assert!(
+                evidence.contains("updates/dkms/asyncfork.ko is there; ")
+                    && evidence.ends_with(line),
+                "{evidence}"
+            );
+        }
+        assert_eq!(ready(&fake), Some(true));
+    }
+    for line in [
+        "built: asyncfork-dkms 0.1.0",
+        "prebuilt: /lib/modules",
+        "excluded: no",
+    ] {
+        record(&fake, "6.1.0-56-amd64", line);
+        assert_eq!(doctor(&fake, &next_boot()).0, Exit::Done, "{line}");
+    }
+    record(&fake, "6.1.0-56-amd64", "failed: no");
+    fake.remove("/lib/modules/6.1.0-56-amd64/updates/dkms/asyncfork.ko");
+    only(&fake, &next_boot(), "next.missing");
+    assert_eq!(ready(&fake), Some(false));
+}
+
+#[test]
+fn a_warning_is_fatal_with_a_module_that_warns() {
+    const PANIC: &str = "/proc/sys/kernel/panic_on_warn";
+    const STATE: &str = "/sys/module/asyncfork/parameters/state";
+    let found = |fake: &Fake| ids(&doctor(fake, &DoctorArgs::default()).1);
+    let fake = healthy();
+    fake.write(PANIC, "1\n");
+    assert_eq!(found(&fake), <[&str; 0]>::default());
+    fake.module(|m| m.abi = 2);
+    assert_eq!(found(&fake), ["kernel.panic-on-warn"]);
+    fake.write(PANIC, "0\n");
+    assert_eq!(found(&fake), <[&str; 0]>::default());
+    // By the parameter, where the device cannot be asked.
+    fake.write(PANIC, "1\n").unreachable();
+    assert_eq!(found(&fake), <[&str; 0]>::default());
+    fake.remove(STATE);
+    assert_eq!(found(&fake), ["kernel.panic-on-warn"]);
 }

@@ -2,6 +2,7 @@
 //! The drop-in: what is in it, and what it was made for.
 
 use std::collections::BTreeSet;
+use std::path::Path;
 
 use anyhow::Result;
 use nix::time::{clock_gettime, ClockId};
@@ -26,6 +27,25 @@ pub(super) struct Plan {
     pub via: BTreeSet<Via>,
     pub min_rss: Option<u64>,
     pub helpers: Option<u32>,
+}
+
+impl Plan {
+    /// The options of an enrolment, with a space before each.
+    fn enrolment(&self) -> String {
+        let min_rss = self.min_rss.map(|size| format!(" --min-rss {size}"));
+        let helpers = self.helpers.map(|n| format!(" --helpers {n}"));
+        min_rss.into_iter().chain(helpers).collect()
+    }
+}
+
+/// The line that enrols a service as its drop-in of ours, or its template's, does whenever it
+/// starts; none: there is no such drop-in.
+pub fn enrol_again(host: &Host, unit: &Unit) -> Option<String> {
+    let files = systemd::files(host, unit).ok()?;
+    let ours = files.iter().rfind(|(_, text)| text.starts_with(MARK))?;
+    let plan = plan_of(&ours.1);
+    let by_cgroup = plan.via.contains(&Via::Cgroup);
+    by_cgroup.then(|| format!("asyncfork enroll --unit {unit}{}", plan.enrolment()))
 }
 
 /// What an existing drop-in of ours says; none if there is none.
@@ -88,14 +108,9 @@ pub(super) fn text(host: &Host, unit: &Unit, plan: &Plan) -> Result<String> {
     ];
     if plan.via.contains(&Via::Cgroup) {
         lines.push("# +: outside of the sandbox. -: never keeps the service from starting.".into());
-        let mut command = format!("ExecStartPre=-+{} enroll --self", program(host));
-        if let Some(size) = plan.min_rss {
-            command.push_str(&format!(" --min-rss {size}"));
-        }
-        if let Some(n) = plan.helpers {
-            command.push_str(&format!(" --helpers {n}"));
-        }
-        lines.push(command);
+        let program = program(host);
+        let options = plan.enrolment();
+        lines.push(format!("ExecStartPre=-+{program} enroll --self{options}"));
     }
     let settings = Settings::of(host, unit)?;
     if plan.via.contains(&Via::Preload) {
@@ -229,9 +244,14 @@ fn quoted(name: &str, value: &str) -> String {
 
 /// Whether a unit was started before its drop-in was written.
 pub(super) fn is_older(host: &Host, unit: &Unit, shown: &Shown) -> bool {
+    started_before(host, Path::new(&unit.drop_in()), shown)
+}
+
+/// Whether a unit was started before the file was made.
+pub fn started_before(host: &Host, path: &Path, shown: &Shown) -> bool {
     let started: Option<u64> = shown.get("ActiveEnterTimestampMonotonic").parse().ok();
     let age = host
-        .metadata(unit.drop_in())
+        .metadata(path)
         .ok()
         .and_then(|m| m.modified().ok()?.elapsed().ok());
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC)

@@ -15,8 +15,8 @@ use crate::module::{self, Cgroup, Terms, ENROLMENT_ABI};
 use crate::systemd::{self, Shown, Unit};
 use crate::{cgroup, library};
 
+pub use drop_in::{enrol_again, needs_restart, started_before, ways, GROUP};
 use drop_in::{existing, is_older, plan_of, program, text, Plan, PROGRAM};
-pub use drop_in::{needs_restart, ways, GROUP};
 
 /// What enrolment takes without --min-rss.
 const MIN_RSS: u64 = 64 << 20;
@@ -290,7 +290,7 @@ impl Done {
         let stale = shown.is_active() && (self.changed || is_older(&ctx.host, unit, shown));
         let mut restarted = false;
         if unit.is_template() {
-            if old_until_restart || restart {
+            if self.changed || old_until_restart || restart {
                 self.notes.push(format!("instances that run go on as they are until they are restarted: {unit} is a template"));
             }
         } else if stale && restart {

@@ -272,6 +272,9 @@ fn templates_and_instances_have_drop_ins_of_their_own() {
         assert!(fake
             .host
             .exists(format!("/etc/systemd/system/{directory}/asyncfork.conf")));
+        // What runs is enrolled at once, unless it is for systemd to say what that is.
+        let told = text.contains("instances that run");
+        assert_eq!(told, name.ends_with('@'), "{text}");
     }
 }
 

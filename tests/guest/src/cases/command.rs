@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::fd::{FromRawFd, OwnedFd};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -468,15 +468,15 @@ fn must(ctx: &Ctx, line: &str) -> TestResult {
     }
 }
 
-/// Makes /etc writable, for processes with the caller's mounts. See [`own_mounts`].
-fn writable_etc(ctx: &Ctx) -> TestResult {
-    let at = ctx.scratch.join("etc");
-    let at = at.display();
+/// Makes a directory writable, for processes with the caller's mounts. See [`own_mounts`].
+fn writable(ctx: &Ctx, directory: &str) -> TestResult {
+    let at = ctx.scratch.join("writable");
+    let at = format!("{}{directory}", at.display());
     must(
         ctx,
         &format!(
             "mkdir -p {at}/upper {at}/work && \
-             mount -t overlay -o lowerdir=/etc,upperdir={at}/upper,workdir={at}/work overlay /etc"
+             mount -t overlay -o lowerdir={directory},upperdir={at}/upper,workdir={at}/work overlay {directory}"
         ),
     )
 }
@@ -713,7 +713,7 @@ fn explain(ctx: &Ctx) -> TestResult<String> {
 
 fn switch(ctx: &Ctx) -> TestResult<String> {
     own_mounts()?;
-    writable_etc(ctx)?;
+    writable(ctx, "/etc")?;
     let group = ctx.cgroup.child("served")?;
     let server = Server::new(ctx, &group, 8)?;
     let path = group.path().display().to_string();
@@ -1675,10 +1675,13 @@ const OF_UNITS: &[&str] = &[
     "unit.not-running",
     "unit.reload",
     "unit.restart",
+    "unit.device",
 ];
 
 const MODULE: &[Case] = &[
+    case("kernel.without-module", kernel_without_module),
     case("module.missing", module_missing),
+    case("module.old", module_old),
     case("module.not-loaded", module_not_loaded),
     case("module.unsigned", module_unsigned),
     case("module.off", module_off),
@@ -1732,6 +1735,7 @@ const NEXT: &[Case] = &[
 
 const FAULTS: &[Case] = &[
     case("kernel.unsupported", kernel_unsupported),
+    case("kernel.panic-on-warn", kernel_panic_on_warn),
     case("module.abi", module_abi),
     case("module.hooks", module_hooks),
     case("module.switched-off", module_switched_off),
@@ -1825,7 +1829,7 @@ impl Probe<'_> {
 fn cases(ctx: &Ctx, cases: &[Case]) -> TestResult<String> {
     ctx.command()?;
     own_mounts()?;
-    writable_etc(ctx)?;
+    writable(ctx, "/etc")?;
     let mut bad = Vec::new();
     let mut skipped = Vec::new();
     for case in cases {
@@ -1877,13 +1881,93 @@ fn mark_device() -> TestResult {
     Ok(fs::write("/dev/asyncfork.made", "")?)
 }
 
+/// The hook of the package asyncfork-dkms,
+const HOOK: &str = "/etc/kernel/postinst.d/asyncfork";
+/// and what that has recorded.
+const RECORDS: &str = "/var/lib/asyncfork/kernels";
+
+/// That package, as far as doctor knows it: its hook makes a module of nothing. See [`own_mounts`].
+struct Package<'a> {
+    ctx: &'a Ctx,
+    release: &'a str,
+}
+
+impl<'a> Package<'a> {
+    /// Beside [`empty_modules`].
+    fn new(ctx: &'a Ctx, release: &'a str) -> TestResult<Self> {
+        const SCRIPT: &str = "/usr/lib/asyncfork/kernel";
+        writable(ctx, "/usr/lib")?;
+        writable(ctx, "/var/lib")?;
+        let file = installed("$1");
+        let hook = format!(
+            "#!/bin/sh\nmkdir -p $(dirname {file}) && echo ELF >{file} && echo built: >{RECORDS}/$1\n"
+        );
+        let package = Self { ctx, release };
+        must(ctx, &format!("mkdir -p {RECORDS}"))?;
+        for path in [SCRIPT, HOOK].map(Path::new) {
+            fs::create_dir_all(path.parent().expect("a directory"))?;
+            fs::write(path, &hook)?;
+            fs::set_permissions(path, fs::Permissions::from_mode(0o755))?;
+        }
+        empty_modules(ctx, release)?;
+        Ok(package)
+    }
+
+    fn records(&self, line: &str) -> TestResult {
+        Ok(fs::write(format!("{RECORDS}/{}", self.release), line)?)
+    }
+}
+
+impl Drop for Package<'_> {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(HOOK);
+        // What runs has libraries there.
+        let _ = shell(self.ctx, "umount -l /var/lib; umount -l /usr/lib");
+    }
+}
+
+fn kernel_without_module(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
+    const OTHER: &str = "6.1.0-99-amd64";
+    let release = release()?;
+    let package = Package::new(ctx, OTHER)?;
+    pretend(ctx, &release)?;
+    must(
+        ctx,
+        &format!(
+            "rm /lib/modules/{OTHER}/build/Makefile && mount -t tmpfs tmpfs /boot && \
+             touch /boot/vmlinuz-{release} /boot/vmlinuz-{OTHER}"
+        ),
+    )?;
+    package.records("excluded: not for this kernel\n")?;
+    let boot = format!("boot a kernel that has the module: {release}");
+    probe.told(&[], &[&boot])?;
+    package.records("headers-missing: none\n")?;
+    probe.told(&[], &[&format!("apt install linux-headers-{OTHER}")])?;
+    must(ctx, &format!("touch /lib/modules/{OTHER}/build/Makefile"))?;
+    probe.mends(&[])?;
+    must(ctx, "umount /boot")
+}
+
 fn module_missing(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
     let release = release()?;
     empty_modules(ctx, &release)?;
     ctx.module.unload()?;
     probe.told(&[], &["dkms install asyncfork/", &format!("-k {release}")])?;
     pretend(ctx, &release)?;
-    probe.gone(&[])
+    probe.gone(&[])?;
+    let package = Package::new(ctx, &release)?;
+    package.records("failed: no compiler\n")?;
+    let seen = format!("{RECORDS}/{release}: failed: no compiler");
+    asyncfork(ctx, &["doctor"])?.exits(1)?.says(&[&seen])?;
+    probe.mends(&[]).map(drop)
+}
+
+fn module_old(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
+    let release = release()?;
+    let package = Package::new(ctx, &release)?;
+    pretend(ctx, &release)?;
+    package.records("failed: no compiler\n")?;
+    probe.mends(&[]).map(drop)
 }
 
 fn module_not_loaded(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
@@ -1909,26 +1993,53 @@ fn sign_only(ctx: &Ctx) -> TestResult {
     )
 }
 
-/// Here is no key: what a signature looks like.
+/// Signs the module as dkms does, by a key that no kernel has.
 fn sign(ctx: &Ctx, release: &str) -> TestResult {
+    let (at, file) = (ctx.scratch.display(), installed(release));
     must(
         ctx,
         &format!(
-            r"printf '~Module signature appended~\n' >>{}; umount /sys/module/module/parameters/sig_enforce",
-            installed(release)
+            "openssl req -new -x509 -nodes -subj '/CN=DKMS module signing key' -newkey rsa:2048 \
+             -keyout {at}/mok.key -outform DER -out {at}/mok.pub && \
+             $(ls /usr/lib/linux-kbuild-*/scripts/sign-file | head -1) sha256 {at}/mok.key {at}/mok.pub {file}"
         ),
+    )
+}
+
+/// An unsigned module, a signed one, and the key in the kernel, as far as one can look: here is no firmware.
+fn unsigned(ctx: &Ctx, probe: &Probe<'_>, args: &[&str], release: &str) -> TestResult {
+    const KEYS: &str = "/proc/keys";
+    // No keys are enrolled without Secure Boot.
+    const FIX: &[&str] = &["boot without module.sig_enforce=1", "or with Secure Boot"];
+    install(ctx, release)?;
+    sign_only(ctx)?;
+    let keys = ctx.scratch.join("keys");
+    let key =
+        |name: &str| format!("1 I------ 1 perm 1f030000 0 0 asymmetri {name}: 1: X509.rsa 1 []\n");
+    fs::write(&keys, key("Debian"))?;
+    must(ctx, &format!("mount --bind {} {KEYS}", keys.display()))?;
+    let says = |words: &[&str]| {
+        let args = [&["doctor", "--no-measure"], args].concat();
+        asyncfork(ctx, &args)?.exits(1)?.says(words).map(drop)
+    };
+    probe.told(args, FIX)?;
+    says(&["has no signature"])?;
+    sign(ctx, release)?;
+    probe.told(args, FIX)?;
+    says(&["is signed by DKMS module signing key, and /proc/keys has no key of that name"])?;
+    fs::write(&keys, key("Debian") + &key("DKMS module signing key"))?;
+    probe.gone(args)?;
+    must(
+        ctx,
+        &format!("umount {KEYS} && umount /sys/module/module/parameters/sig_enforce"),
     )
 }
 
 fn module_unsigned(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
     let release = release()?;
     empty_modules(ctx, &release)?;
-    pretend(ctx, &release)?;
     ctx.module.unload()?;
-    sign_only(ctx)?;
-    probe.told(&[], &["dkms build --force asyncfork/", "mokutil --import"])?;
-    sign(ctx, &release)?;
-    probe.gone(&[])
+    unsigned(ctx, probe, &[], &release)
 }
 
 fn module_off(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
@@ -2039,9 +2150,15 @@ fn loadable_untested(ctx: &Ctx) -> TestResult {
 fn kernel_unsupported(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
     const OTHER: &str = "6.6.1-custom";
     const PATH: &str = "/proc/sys/kernel/osrelease";
-    const RISK: &str = "boot a tested kernel, or at your own risk: ";
+    const RISK: &str = ", or at your own risk: ";
     let release = loadable(ctx)?;
-    must(ctx, &format!("ln -s {release} /lib/modules/{OTHER}"))?;
+    must(
+        ctx,
+        &format!(
+            "ln -s {release} /lib/modules/{OTHER} && \
+             mount -t tmpfs tmpfs /boot && touch /boot/vmlinuz-{release}"
+        ),
+    )?;
     ctx.module.unload()?;
     let refused = shell(ctx, "modprobe asyncfork")?;
     claim!(
@@ -2052,15 +2169,36 @@ fn kernel_unsupported(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
     fs::write(&file, format!("{OTHER}\n"))?;
     must(ctx, &format!("mount --bind {} {PATH}", file.display()))?;
     let mended = probe.seen(&[]).and_then(|fix| {
-        let Some(line) = fix.strip_prefix(RISK) else {
+        let Some((boot, line)) = fix.split_once(RISK) else {
             return Err(Verdict::Failed(format!("want {RISK:?}: {fix}")));
         };
+        claim!(
+            boot == format!("boot a kernel that has the module: {release}"),
+            "{fix}"
+        );
         shell(ctx, line)?.exits(0)?;
         claim!(ctx.module.is_loaded(), "the module is not loaded");
         probe.gone(&[])
     });
     must(ctx, &format!("umount {PATH}"))?;
     mended
+}
+
+fn kernel_panic_on_warn(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
+    const PATH: &str = "/proc/sys/kernel/panic_on_warn";
+    let _setting = Setting::new(PATH, 1)?;
+    let present = probe.fix(&[])?;
+    claim!(
+        present.is_none(),
+        "of a module that does not warn: {present:?}"
+    );
+    ctx.module.unload()?;
+    ctx.module.load("fault_abi=2").at("load as ABI 2")?;
+    let mended = probe.mends(&[]).map(drop);
+    ctx.module.unload()?;
+    mended?;
+    claim!(fs::read_to_string(PATH)?.trim() == "0", "{PATH} is not 0");
+    Ok(())
 }
 
 fn module_abi(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
@@ -2547,8 +2685,17 @@ fn next_missing(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
     let release = next_boot(ctx)?;
     must(ctx, &format!("rm {}", installed(&release)))?;
     probe.told(BOOT, &["dkms install asyncfork/", &format!("-k {release}")])?;
-    pretend(ctx, &release)?;
-    probe.gone(BOOT)
+    let package = Package::new(ctx, &release)?;
+    probe.mends(BOOT)?;
+    // An old one is ready all the same.
+    package.records("failed: no compiler\n")?;
+    asyncfork(ctx, &["doctor", "--next-boot"])?
+        .exits(1)?
+        .says(&["module.old", "1 finding"])?;
+    asyncfork(ctx, &["metrics"])?
+        .exits(0)?
+        .says(&["\nasyncfork_next_boot_ready 1\n"])
+        .map(drop)
 }
 
 fn next_headers(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
@@ -2562,13 +2709,8 @@ fn next_headers(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
 
 fn next_unsigned(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
     let release = next_boot(ctx)?;
-    sign_only(ctx)?;
-    probe.told(
-        BOOT,
-        &["dkms build --force asyncfork/", &format!("-k {release}")],
-    )?;
-    sign(ctx, &release)?;
-    probe.gone(BOOT)
+    ctx.module.unload()?;
+    unsigned(ctx, probe, BOOT, &release)
 }
 
 fn next_not_loaded(ctx: &Ctx, probe: &Probe<'_>) -> TestResult {
