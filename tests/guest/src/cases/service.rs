@@ -7,9 +7,9 @@ use crate::ctx::Ctx;
 use crate::module;
 use crate::sys;
 use crate::verdict::{TestResult, Verdict};
-use crate::{claim, skip_unless};
-use asyncfork_uapi::{By, Outcome as Fate, Reason, Stats};
-use serde_json::{json, Value};
+use crate::{claim, require, skip_unless};
+use asyncfork_uapi::{By, Outcome as Fate, Reason, Report};
+use serde_json::Value;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -18,32 +18,32 @@ use std::process::{Command, Output};
 pub const TESTS: &[Test] = &[
     Test::new(
         "redis_under_debians_unit_and_the_drop_in_forks_async",
-        redis,
+        by_hand,
     )
     .systemd(),
     Test::new(
-        "valkey_under_debians_unit_and_the_drop_in_forks_async",
-        valkey,
+        "redis_and_its_instances_fork_async_from_enable_by_cgroup_until_disable",
+        redis_by_cgroup,
     )
     .systemd(),
     Test::new(
-        "running_redis_under_debians_unit_is_enrolled_and_goes_back_and_forth",
-        redis_enrolled,
+        "valkey_forks_async_from_enable_by_cgroup_until_disable",
+        valkey_by_cgroup,
     )
     .systemd(),
     Test::new(
-        "running_valkey_under_debians_unit_is_enrolled_and_goes_back_and_forth",
-        valkey_enrolled,
+        "redis_and_an_instance_fork_async_from_enable_by_preload_until_disable",
+        redis_by_preload,
     )
     .systemd(),
     Test::new(
-        "redis_enabled_under_debians_unit_forks_async_after_each_restart",
-        enabled,
+        "valkey_forks_async_from_enable_by_preload_until_disable",
+        valkey_by_preload,
     )
     .systemd(),
     Test::new(
-        "redis_under_debians_unit_gets_the_library_by_enable_and_loses_it_by_disable",
-        preloaded,
+        "sentinel_beside_an_enabled_server_is_served_only_if_enabled_itself",
+        sentinel,
     )
     .systemd(),
     Test::new(
@@ -60,31 +60,48 @@ pub const TESTS: &[Test] = &[
 
 const DROP_IN: &str = "packaging/redis-server.service.d-asyncfork.conf";
 
-/// A server under its unit; stopped, and what was set up for it removed, at the end.
-struct Service<'a> {
+/// Servers of one kind under their units; stopped, and what was set up for them removed, at the end.
+struct Services<'a> {
     server: &'static str,
+    units: &'static [&'static str],
     shim: &'a Path,
     command: PathBuf,
 }
 
-impl<'a> Service<'a> {
-    /// Starts it; skips the test in a root that has none.
-    fn start(ctx: &'a Ctx, server: &'static str) -> TestResult<Self> {
+/// The process of a service.
+#[derive(Debug, PartialEq, Eq)]
+struct Run {
+    pid: i32,
+    /// In clock ticks since the boot.
+    started: u64,
+    /// Its directory's inode number.
+    cgroup: u64,
+}
+
+impl<'a> Services<'a> {
+    /// Starts them; skips the test in a root that has none.
+    fn start(
+        ctx: &'a Ctx,
+        server: &'static str,
+        units: &'static [&'static str],
+    ) -> TestResult<Self> {
         let unit = format!("/usr/lib/systemd/system/{server}-server.service");
         skip_unless!(Path::new(&unit).exists(), "this root has no {unit}");
-        let service = Service {
+        let services = Services {
             server,
+            units,
             shim: ctx.library()?,
             command: ctx.command()?,
         };
-        service.sh("set_up")?;
-        Ok(service)
+        services.sh("set_up")?;
+        Ok(services)
     }
 
     fn run(&self, steps: &str) -> TestResult<Output> {
         let output = Command::new("sh")
             .args(["-c", &format!("{}\n{steps}", include_str!("service.sh"))])
             .env("server", self.server)
+            .env("units", self.units.join(" "))
             .env("SHIM", self.shim)
             .env("COMMAND", &self.command)
             .output()?;
@@ -107,6 +124,77 @@ impl<'a> Service<'a> {
         )))
     }
 
+    /// The units' processes, which are those of the units' user.
+    fn running(&self) -> TestResult<Vec<Run>> {
+        let said = self.sh("running")?;
+        let run = |line: &str| {
+            let words: Vec<_> = line.split(' ').collect();
+            let &[pid, user, started, cgroup] = words.as_slice() else {
+                return None;
+            };
+            (user == self.server).then_some(Run {
+                pid: pid.parse().ok()?,
+                started: started.parse().ok()?,
+                cgroup: cgroup.parse().ok()?,
+            })
+        };
+        let runs: Option<Vec<_>> = said.lines().map(run).collect();
+        runs.filter(|runs| runs.len() == self.units.len())
+            .ok_or_else(|| Verdict::Failed(format!("not all of {:?} run: {said}", self.units)))
+    }
+
+    /// Snapshots of the `first` runs end like this; the module knows of no other.
+    fn first_end(&self, ctx: &Ctx, runs: &[Run], first: usize, ending: Ending) -> TestResult {
+        let wants = (0..runs.len()).map(|i| (i < first).then_some(ending));
+        self.each_ends(ctx, runs, &wants.collect::<Vec<_>>())
+    }
+
+    /// Each has a snapshot; what the ring has of them and of everybody else is this.
+    fn each_ends(&self, ctx: &Ctx, runs: &[Run], wants: &[Option<Ending>]) -> TestResult {
+        let seq = newest_seq()?;
+        let said = self.sh("snapshot")?;
+        let good = said.matches("rdb_last_bgsave_status:ok").count();
+        claim!(
+            good == runs.len(),
+            "{good} snapshots, want {}: {said}",
+            runs.len()
+        );
+        let mut found: Vec<_> = forks_after(ctx, seq)?
+            .iter()
+            .map(|r| (r.parent_pid, r.entry_id, ending(r)))
+            .collect();
+        let mut wanted: Vec<_> = runs
+            .iter()
+            .zip(wants)
+            .filter_map(|(run, want)| {
+                let ending = (*want)?;
+                let entry = if ending.2 == By::Enrolled {
+                    run.cgroup
+                } else {
+                    0
+                };
+                Some((run.pid, entry, ending))
+            })
+            .collect();
+        found.sort_by_key(|fork| fork.0);
+        wanted.sort_by_key(|fork| fork.0);
+        claim!(
+            found == wanted,
+            "the ring has {found:?}, want {wanted:?}, of {:?}",
+            self.units
+        );
+        Ok(())
+    }
+
+    /// Snapshots of the `first` runs are asynchronous; stock while the module is off; asynchronous again.
+    fn follow_the_switch(&self, ctx: &Ctx, runs: &[Run], first: usize, by: By) -> TestResult {
+        self.first_end(ctx, runs, first, (Fate::Async, Reason::None, by))?;
+        self.sh("asyncfork off")?;
+        self.first_end(ctx, runs, first, (Fate::Stock, Reason::Disabled, by))?;
+        self.sh("asyncfork on")?;
+        self.first_end(ctx, runs, first, (Fate::Async, Reason::None, by))
+    }
+
     /// What doctor finds: ids, and what mends each.
     fn findings(&self) -> TestResult<Vec<(String, String)>> {
         let output = self.run("asyncfork doctor --unit $unit --no-measure --json")?;
@@ -121,13 +209,19 @@ impl<'a> Service<'a> {
             .collect())
     }
 
-    /// Finding `id` is there, and is not any more after its line.
-    fn mends(&self, id: &str) -> TestResult {
+    /// Finding `id` is there; gives its line.
+    fn finds(&self, id: &str) -> TestResult<String> {
         let found = self.findings()?;
-        let Some((_, fix)) = found.iter().find(|(found, _)| found == id) else {
-            return Err(Verdict::Failed(format!("no {id} in {found:?}")));
-        };
-        self.sh(fix)?;
+        match found.iter().find(|(found, _)| found == id) {
+            Some((_, fix)) => Ok(fix.clone()),
+            None => Err(Verdict::Failed(format!("no {id} in {found:?}"))),
+        }
+    }
+
+    /// And is not any more after its line.
+    fn mends(&self, id: &str) -> TestResult {
+        let fix = self.finds(id)?;
+        self.sh(&fix)?;
         self.lacks(id)
     }
 
@@ -141,7 +235,7 @@ impl<'a> Service<'a> {
     }
 }
 
-impl Drop for Service<'_> {
+impl Drop for Services<'_> {
     fn drop(&mut self) {
         if let Err(v) = self.sh("tear_down") {
             eprintln!("{v}");
@@ -149,29 +243,74 @@ impl Drop for Service<'_> {
     }
 }
 
-fn redis(ctx: &Ctx) -> TestResult<String> {
-    by_library(ctx, "redis")
+/// How a fork ended, why, and who had asked for it.
+type Ending = (Fate, Reason, By);
+
+const BY_CGROUP: Ending = (Fate::Async, Reason::None, By::Enrolled);
+const BY_LIBRARY: Ending = (Fate::Async, Reason::None, By::Arm);
+
+fn ending(report: &Report) -> Ending {
+    (report.outcome(), report.reason(), report.by())
 }
 
-fn valkey(ctx: &Ctx) -> TestResult<String> {
-    by_library(ctx, "valkey")
+/// What the ring has after `seq`, whoever forked.
+fn forks_after(ctx: &Ctx, seq: u64) -> TestResult<Vec<Report>> {
+    // A session is there once it has ended.
+    let ended = sys::poll_until(|| -> TestResult<Option<()>> {
+        Ok((ctx.stats()?.running == 0).then_some(()))
+    })?;
+    require!(ended.is_some(), "a session does not end");
+    let mut found = module::recent(&module::open()?)?;
+    found.retain(|r| r.seq > seq);
+    Ok(found)
 }
 
-fn redis_enrolled(ctx: &Ctx) -> TestResult<String> {
-    enrolled(ctx, "redis")
+fn newest_seq() -> TestResult<u64> {
+    let recent = module::recent(&module::open()?)?;
+    Ok(recent.iter().map(|r| r.seq).max().unwrap_or(0))
 }
 
-fn valkey_enrolled(ctx: &Ctx) -> TestResult<String> {
-    enrolled(ctx, "valkey")
+fn reload(ctx: &Ctx, services: &Services<'_>) -> TestResult {
+    ctx.module.unload()?;
+    ctx.module.load("")?;
+    services.sh("udevadm settle")?;
+    Ok(())
+}
+
+/// While this lives, the device has not the number that it had before.
+struct Renumbered<'s, 'a>(&'s Services<'a>);
+
+impl<'s, 'a> Renumbered<'s, 'a> {
+    /// Loads the module anew, after these steps.
+    fn reload(ctx: &Ctx, services: &'s Services<'a>, meanwhile: &str) -> TestResult<Self> {
+        let before = fs::metadata("/dev/asyncfork")?.rdev();
+        ctx.module.unload()?;
+        services.sh("take_number")?;
+        let renumbered = Self(services);
+        services.sh(meanwhile)?;
+        ctx.module.load("")?;
+        services.sh("udevadm settle")?;
+        require!(
+            fs::metadata("/dev/asyncfork")?.rdev() != before,
+            "the device has its number again"
+        );
+        Ok(renumbered)
+    }
+}
+
+impl Drop for Renumbered<'_, '_> {
+    fn drop(&mut self) {
+        if let Err(v) = self.0.sh("give_number_back") {
+            eprintln!("{v}");
+        }
+    }
 }
 
 /// The group, and a module that is loaded after the rule that names it.
-fn install_library(ctx: &Ctx, service: &Service) -> TestResult {
-    service.sh("install_library")?;
-    ctx.module.unload()?;
-    ctx.module.load("")?;
-    service.sh("udevadm settle")?;
-    let group = service.sh("getent group asyncfork | cut -d: -f3")?;
+fn install_library(ctx: &Ctx, services: &Services<'_>) -> TestResult {
+    services.sh("install_library")?;
+    reload(ctx, services)?;
+    let group = services.sh("getent group asyncfork | cut -d: -f3")?;
     let node = fs::metadata("/dev/asyncfork")?;
     let (mode, gid) = (node.permissions().mode() & 0o7777, node.gid().to_string());
     claim!(
@@ -181,21 +320,30 @@ fn install_library(ctx: &Ctx, service: &Service) -> TestResult {
     Ok(())
 }
 
-/// The server's only snapshot was asynchronous, by its library, which says so in the journal.
-fn expect_by_library(
-    ctx: &Ctx,
-    service: &Service,
-    said: &str,
-    before: Stats,
-) -> TestResult<String> {
-    expect_snapshots(said, 1)?;
-    let after = ctx.stats()?;
-    claim!(
-        after.r#async == before.r#async + 1,
-        "{} async forks, want 1: {said}",
-        after.r#async - before.r#async
-    );
-    let journal = service.sh("journalctl --no-pager -o cat -u $unit")?;
+const REDIS: &[&str] = &["redis-server"];
+const VALKEY: &[&str] = &["valkey-server"];
+
+/// Without the command; the library tells the journal.
+fn by_hand(ctx: &Ctx) -> TestResult<String> {
+    let services = Services::start(ctx, "redis", REDIS)?;
+    install_library(ctx, &services)?;
+    services.sh(&format!(
+        r#"mkdir "$etc/$unit.service.d"
+cp {DROP_IN} "$etc/$unit.service.d/"
+printf '[Service]\nEnvironment=ASYNCFORK_LOG=info ASYNCFORK_MIN_RSS=1M\n' >"$etc/$unit.service.d/test.conf"
+systemctl daemon-reload
+systemctl restart $unit
+populate
+"#
+    ))?;
+    let runs = services.running()?;
+    services.first_end(ctx, &runs, 1, BY_LIBRARY)?;
+    // The library looks for the device at each fork.
+    reload(ctx, &services)?;
+    services.finds("unit.device")?;
+    services.first_end(ctx, &runs, 1, BY_LIBRARY)?;
+    services.lacks("unit.device")?;
+    let journal = services.sh("journalctl --no-pager -o cat -u $unit")?;
     match journal.lines().rfind(|line| line.contains("async fork of")) {
         Some(line) => Ok(line.into()),
         None => Err(Verdict::Failed(format!(
@@ -204,228 +352,196 @@ fn expect_by_library(
     }
 }
 
-/// So that a small server will do, and tells.
-const SMALL: &str = r#"
-mkdir -p "$units/$unit.service.d"
-printf '[Service]\nEnvironment=ASYNCFORK_LOG=info ASYNCFORK_MIN_RSS=1M\n' >"$units/$unit.service.d/test.conf"
+/// One of two instances is enabled, and then its template.
+fn redis_by_cgroup(ctx: &Ctx) -> TestResult<String> {
+    const CHANGE: &str = r#"
+[ "$(drop_ins | grep @)" = "$etc/redis-server@a.service.d/asyncfork.conf" ]
+asyncfork disable redis-server@a
+asyncfork enable redis-server@ --min-rss 1M
+[ "$(drop_ins | grep @)" = "$etc/redis-server@.service.d/asyncfork.conf" ]
 "#;
-
-fn by_library(ctx: &Ctx, server: &'static str) -> TestResult<String> {
-    let service = Service::start(ctx, server)?;
-    install_library(ctx, &service)?;
-    let before = ctx.stats()?;
-    let said = service.sh(&format!(
-        r#"{SMALL}
-cp {DROP_IN} "$units/$unit.service.d/asyncfork.conf"
-systemctl daemon-reload
-systemctl restart $unit
-populate
-snapshot
-"#
-    ))?;
-    expect_by_library(ctx, &service, &said, before)
+    const UNITS: &[&str] = &["redis-server", "redis-server@a", "redis-server@b"];
+    let services = Services::start(ctx, "redis", UNITS)?;
+    let runs = by_cgroup(ctx, &services, 2, CHANGE)?;
+    services.sh("asyncfork disable redis-server; asyncfork disable redis-server@")?;
+    services.sh(DISABLED)?;
+    // Which instances run is systemd's to say: they go on until they are restarted.
+    let served = Some(BY_CGROUP);
+    services.each_ends(ctx, &runs, &[None, served, served])?;
+    Ok("two instances".into())
 }
 
-fn expect_snapshots(said: &str, want: usize) -> TestResult {
-    let snapshots = said.matches("rdb_last_bgsave_status:ok").count();
-    claim!(
-        snapshots == want,
-        "{snapshots} snapshots, want {want}: {said}"
-    );
-    Ok(())
+fn valkey_by_cgroup(ctx: &Ctx) -> TestResult<String> {
+    let services = Services::start(ctx, "valkey", VALKEY)?;
+    let runs = by_cgroup(ctx, &services, 1, "")?;
+    services.sh("asyncfork disable $unit")?;
+    services.sh(DISABLED)?;
+    services.each_ends(ctx, &runs, &[None])?;
+    Ok("one service".into())
 }
 
-/// How a fork ended, why, and who had asked for it.
-type Ending = (Fate, Reason, By);
+/// Units are as they were.
+const DISABLED: &str = r#"systemctl cat $units | cmp - /run/before; [ -z "$(drop_ins)" ]"#;
 
-const ASYNC: Ending = (Fate::Async, Reason::None, By::Enrolled);
-
-/// What the ring has of the server's forks after `seq`, the oldest first. systemd's own, before it executes the server, are
-/// stock ones for want of anything to park.
-fn forks_after(ctx: &Ctx, server: &str, seq: u64) -> TestResult<Vec<Ending>> {
-    // A session is there once it has ended.
-    sys::poll_until(|| -> TestResult<Option<()>> {
-        Ok((ctx.stats()?.running == 0).then_some(()))
-    })?;
-    let mut found = module::recent(&module::open()?)?;
-    let server = format!("{server}-server");
-    found.retain(|r| r.seq > seq && r.comm() == server.as_bytes());
-    found.sort_by_key(|r| r.seq);
-    let endings = found.iter().map(|r| (r.outcome(), r.reason(), r.by()));
-    Ok(endings.collect())
-}
-
-fn newest_seq() -> TestResult<u64> {
-    let recent = module::recent(&module::open()?)?;
-    Ok(recent.iter().map(|r| r.seq).max().unwrap_or(0))
-}
-
-/// Without a drop-in, a preload or a restart.
-fn enrolled(ctx: &Ctx, server: &'static str) -> TestResult<String> {
-    const STEPS: &str = r#"
-populate
-before=$(process)
-snapshot
-asyncfork enroll --unit $unit --min-rss 1M
-snapshot
-asyncfork explain
-asyncfork off
-snapshot
-asyncfork explain
-asyncfork on
-snapshot
-echo "cgroup $(stat -c %i "/sys/fs/cgroup$(systemctl show -P ControlGroup $unit)")"
-asyncfork unenroll --unit $unit
-snapshot
-timeout 30 asyncfork watch --past --json --count $count || true
-asyncfork status --json | tr -d '\n'
-echo
-after=$(process)
-echo "process $before, then $after"
-[ "$before" = "$after" ]
-"#;
-    let service = Service::start(ctx, server)?;
-    let (before, seq) = (ctx.stats()?, newest_seq()?);
-    // What the ring will have, if it is not full yet.
-    let count = module::recent(&module::open()?)?.len() + 3;
-    let steps = format!("count={count}\n{STEPS}");
-    let said = service.sh(&steps)?;
-    let forks = forks_after(ctx, server, seq)?;
-    let after = ctx.stats()?;
-    expect_snapshots(&said, 5)?;
-    // The first and the last were nobody's business: the module has nothing of them.
-    claim!(
-        forks == [ASYNC, (Fate::Stock, Reason::Disabled, By::Enrolled), ASYNC],
-        "the ring has {forks:?}: {said}"
-    );
-    let counted = (after.r#async - before.r#async, after.stock - before.stock);
-    claim!(counted == (2, 1), "counted {counted:?}: {said}");
-    for words in ["an asynchronous fork", "enabled=0"] {
-        claim!(said.contains(words), "nobody says {words:?}: {said}");
+/// Enables the `first` units as they run, without a restart; all are in the end, by `change`.
+fn by_cgroup(
+    ctx: &Ctx,
+    services: &Services<'_>,
+    first: usize,
+    change: &str,
+) -> TestResult<Vec<Run>> {
+    let runs = services.running()?;
+    let exposure =
+        services.sh("populate >/dev/null; systemctl cat $units >/run/before; exposure")?;
+    for unit in &services.units[..first] {
+        services.sh(&format!("asyncfork enable {unit} --min-rss 1M"))?;
     }
-    let group = said.lines().find_map(|line| line.strip_prefix("cgroup "));
-    let by_others = module::recent(&module::open()?)?
-        .iter()
-        .filter(|r| r.seq > seq && Some(&*r.entry_id.to_string()) != group)
-        .count();
-    claim!(by_others == 0, "{by_others} by another entry: {said}");
-    expect_told(&said, seq, &after)?;
-    let process = said.lines().find(|line| line.starts_with("process "));
-    Ok(process.unwrap_or_default().into())
+    services.sh("asyncfork enable $unit --min-rss 1M | grep 'changed: false'")?;
+    services.follow_the_switch(ctx, &runs, first, By::Enrolled)?;
+
+    // Entries end with the module; nobody makes them again but the next start, or this.
+    reload(ctx, services)?;
+    services.first_end(ctx, &runs, 0, BY_CGROUP)?;
+    services.mends("process.not-served")?;
+    services.first_end(ctx, &runs, 1, BY_CGROUP)?;
+
+    services.sh(change)?;
+    // With nobody there to enrol it, a service starts all the same.
+    let _renumbered = Renumbered::reload(ctx, services, "systemctl restart $unit")?;
+    services.sh("systemctl restart $units")?;
+    let runs = services.running()?;
+    services.first_end(ctx, &runs, runs.len(), BY_CGROUP)?;
+    let enabled = services.sh("exposure")?;
+    claim!(
+        enabled == exposure,
+        "enabled, the service is exposed {enabled}, before {exposure}"
+    );
+    Ok(runs)
 }
 
-/// The command has told the forks after `seq` and the totals as the module has them.
-fn expect_told(said: &str, seq: u64, totals: &Stats) -> TestResult {
-    let objects: Vec<Value> = said
-        .lines()
-        .filter(|line| line.starts_with('{'))
-        .filter_map(|line| serde_json::from_str(line).ok())
-        .collect();
-    let of = |command: &'static str| objects.iter().filter(move |o| o["command"] == command);
-    let watched: Vec<_> = of("watch")
-        .filter(|o| o["seq"].as_u64() > Some(seq))
-        .map(|o| json!([o["outcome"], o["reason"], o["by"]]))
-        .collect();
-    let served = json!(["async", null, "enrolled"]);
-    let switched_off = json!(["stock", "disabled", "enrolled"]);
-    claim!(
-        watched == [served.clone(), switched_off, served],
-        "watch tells {watched:?}: {said}"
-    );
-    let status = of("status").next().unwrap_or(&Value::Null);
-    let forks = &status["totals"]["forks"];
-    claim!(
-        forks["async"] == totals.r#async && forks["stock"] == totals.stock,
-        "status tells {forks}: {said}"
-    );
-    Ok(())
+fn redis_by_preload(ctx: &Ctx) -> TestResult<String> {
+    by_preload(ctx, "redis", &["redis-server", "redis-server@a"])
 }
 
-/// Each start makes a new cgroup.
-fn enabled(ctx: &Ctx) -> TestResult<String> {
-    const STEPS: &str = r#"
-systemctl cat $unit >/run/before
-asyncfork enable $unit --min-rss 1M | grep 'changed: true'
-asyncfork enable $unit --min-rss 1M | grep 'changed: false'
-for i in 1 2; do
-	systemctl restart $unit
-	populate
-	snapshot
-done
-asyncfork enrolled
-asyncfork disable $unit
-systemctl cat $unit | cmp - /run/before
-systemctl restart $unit
-populate
-snapshot
-# With nobody there to enrol it, the service starts all the same.
-asyncfork enable $unit --min-rss 1M
-mount --bind /dev/null /dev/asyncfork
-systemctl restart $unit
-umount /dev/asyncfork
-populate
-snapshot
-"#;
-    let service = Service::start(ctx, "redis")?;
-    let seq = newest_seq()?;
-    let said = service.sh(STEPS)?;
-    let forks = forks_after(ctx, "redis", seq)?;
-    expect_snapshots(&said, 4)?;
-    claim!(forks == [ASYNC, ASYNC], "the ring has {forks:?}: {said}");
-    Ok("two restarts".into())
+fn valkey_by_preload(ctx: &Ctx) -> TestResult<String> {
+    by_preload(ctx, "valkey", VALKEY)
 }
 
-/// By the command from end to end: what it writes is enough, and it restarts the service only if it is told to.
-fn preloaded(ctx: &Ctx) -> TestResult<String> {
-    const ENABLE: &str = r#"
-before=$(process)
-asyncfork enable $unit --via preload
-[ "$before" = "$(process)" ]
-asyncfork enable $unit --via preload --restart | grep restarted
-[ "$before" != "$(process)" ]
-asyncfork enable $unit --via preload --restart | grep 'changed: false'
-populate
-snapshot
+/// What the command writes is enough, and it restarts the services only if it is told to.
+fn by_preload(
+    ctx: &Ctx,
+    server: &'static str,
+    units: &'static [&'static str],
+) -> TestResult<String> {
+    let services = Services::start(ctx, server, units)?;
+    install_library(ctx, &services)?;
+    let old = services.running()?;
+    let exposure = services.sh("systemctl cat $units >/run/before; exposure")?;
+    services.sh("asyncfork enable $unit --via preload --min-rss 1M")?;
+    let same = services.running()?;
+    claim!(same == old, "enabled with a restart: {old:?}, {same:?}");
+    services.sh("each enable --via preload --min-rss 1M --restart")?;
+    let runs = services.running()?;
+    let restarted = runs.iter().zip(&old).all(|(run, old)| run.pid != old.pid);
+    claim!(restarted, "not restarted: {old:?}, {runs:?}");
+    services.sh("asyncfork enable $unit --via preload --min-rss 1M --restart; populate")?;
+    services.follow_the_switch(ctx, &runs, runs.len(), By::Arm)?;
+
+    // The unit's filter of devices knows the device's number, not its name.
+    let _renumbered = Renumbered::reload(ctx, &services, "")?;
+    services.first_end(ctx, &runs, 0, BY_LIBRARY)?;
+    services.finds("unit.device")?;
+    services.sh("systemctl restart $units")?;
+    services.lacks("unit.device")?;
+    let runs = services.running()?;
+    services.first_end(ctx, &runs, runs.len(), BY_LIBRARY)?;
+    let enabled = services.sh("exposure")?;
+
+    services.sh("each disable --restart")?;
+    services.sh(DISABLED)?;
+    let runs = services.running()?;
+    for run in &runs {
+        let maps = fs::read_to_string(format!("/proc/{}/maps", run.pid))?;
+        claim!(
+            !maps.contains("libasyncfork"),
+            "the library is there: {maps}"
+        );
+    }
+    services.first_end(ctx, &runs, 0, BY_LIBRARY)?;
+    Ok(format!(
+        "exposed {}, then {}",
+        exposure.trim(),
+        enabled.trim()
+    ))
+}
+
+/// Sentinel forks for each of its scripts, so there are forks to be seen.
+fn sentinel(ctx: &Ctx) -> TestResult<String> {
+    // It may execute nothing but itself; what becomes of that is of no interest.
+    const START: &str = r#"
+printf '%s\n' 'port 0' 'unixsocket /run/sentinel/socket' 'dir /var/lib/redis' 'loglevel debug' \
+	'logfile /var/log/redis/sentinel.log' 'sentinel monitor m 127.0.0.1 1 1' \
+	'sentinel notification-script m /usr/bin/redis-sentinel' >/etc/redis/sentinel.conf
+chown redis:redis /etc/redis/sentinel.conf
+systemctl cat redis-sentinel >/run/before
 "#;
-    const DISABLE: &str = r#"
-before=$(process)
-asyncfork disable $unit --restart
-[ "$before" != "$(process)" ]
-rm "$units/$unit.service.d/test.conf"
-systemctl daemon-reload
-[ -z "$(systemctl show -P DropInPaths $unit)" ]
-! grep -q libasyncfork "/proc/$(systemctl show -P MainPID $unit)/maps"
-populate
-snapshot
+    const FORK: &str = r#"
+: >/var/log/redis/sentinel.log
+redis-cli -s /run/sentinel/socket sentinel set m quorum 2 >/dev/null
+until grep -q '+script-child' /var/log/redis/sentinel.log; do sleep 0.2; done
+systemctl show -P MainPID redis-sentinel
 "#;
-    let service = Service::start(ctx, "redis")?;
-    install_library(ctx, &service)?;
-    let before = ctx.stats()?;
-    let said = service.sh(&format!("{SMALL}{ENABLE}"))?;
-    let line = expect_by_library(ctx, &service, &said, before)?;
-    let before = ctx.stats()?;
-    let said = service.sh(DISABLE)?;
-    expect_snapshots(&said, 1)?;
-    let after = ctx.stats()?;
+    let services = Services::start(ctx, "redis", REDIS)?;
+    install_library(ctx, &services)?;
+    services.sh(&format!(
+        "{START}
+asyncfork enable redis-server --via cgroup,preload --min-rss 1M --restart
+systemctl start redis-sentinel
+populate
+"
+    ))?;
+    let forks = || -> TestResult<Vec<Ending>> {
+        let seq = newest_seq()?;
+        let pid: i32 = services
+            .sh(FORK)?
+            .trim()
+            .parse()
+            .map_err(anyhow::Error::from)?;
+        let found = forks_after(ctx, seq)?;
+        let own = found.iter().filter(|r| r.parent_pid == pid);
+        Ok(own.map(ending).collect())
+    };
+    let beside = forks()?;
+    claim!(beside.is_empty(), "sentinel's forks: {beside:?}");
+    services.sh(r#"systemctl cat redis-sentinel | cmp - /run/before
+! grep libasyncfork "/proc/$(systemctl show -P MainPID redis-sentinel)/maps""#)?;
+    let runs = services.running()?;
+    // Both ways: the library is asked first.
+    services.first_end(ctx, &runs, 1, BY_LIBRARY)?;
+
+    services.sh("asyncfork enable redis-sentinel --min-rss 1M")?;
+    let enabled = forks()?;
     claim!(
-        (after.r#async, after.stock) == (before.r#async, before.stock),
-        "the module has forks of a disabled service: {said}"
+        enabled.contains(&BY_CGROUP),
+        "forks of an enabled sentinel: {enabled:?}"
     );
-    Ok(line)
+    services
+        .sh("asyncfork disable redis-sentinel; systemctl cat redis-sentinel | cmp - /run/before")?;
+    Ok(format!("forks of it once enabled: {}", enabled.len()))
 }
 
 fn findings(ctx: &Ctx) -> TestResult<String> {
-    let service = Service::start(ctx, "redis")?;
-    install_library(ctx, &service)?;
-    service.sh("systemctl stop $unit")?;
-    service.mends("unit.not-running")?;
-    service.mends("unit.not-enabled")?;
+    let services = Services::start(ctx, "redis", REDIS)?;
+    services.sh("install_library")?;
+    services.sh("systemctl stop $unit")?;
+    services.mends("unit.not-running")?;
+    services.mends("unit.not-enabled")?;
     // Somebody else's drop-in, not read yet.
-    service.sh(r#"printf '[Service]\nNice=1\n' >"$units/$unit.service.d/nice.conf""#)?;
-    service.mends("unit.reload")?;
-    service.lacks("unit.restart")?;
-    service.sh("asyncfork enable $unit --via preload")?;
-    service.mends("unit.restart")?;
+    services.sh(r#"printf '[Service]\nNice=1\n' >"$etc/$unit.service.d/nice.conf""#)?;
+    services.mends("unit.reload")?;
+    services.lacks("unit.restart")?;
+    services.sh("asyncfork enable $unit --via preload")?;
+    services.mends("unit.restart")?;
     Ok("unit.not-running, not-enabled, reload, restart".into())
 }
 
@@ -438,16 +554,16 @@ populate
 snapshot
 mkdir -p /var/lib/prometheus/node-exporter
 rm -f /var/lib/prometheus/node-exporter/asyncfork.prom
-cp packaging/metrics/asyncfork-metrics.* "$units/"
+cp packaging/metrics/asyncfork-metrics.* "$etc/"
 systemctl daemon-reload
 systemctl start asyncfork-metrics.timer
 "#;
-    let service = Service::start(ctx, "redis")?;
-    service.sh(STEPS)?;
+    let services = Services::start(ctx, "redis", REDIS)?;
+    services.sh(STEPS)?;
     let text = sys::poll_until(|| Ok::<_, Verdict>(fs::read_to_string(FILE).ok()))?;
-    service.sh("systemctl stop asyncfork-metrics.timer")?;
+    services.sh("systemctl stop asyncfork-metrics.timer; asyncfork unenroll --unit $unit | grep 'changed: true'")?;
     let Some(text) = text else {
-        let journal = service.sh("journalctl --no-pager -o cat -u asyncfork-metrics")?;
+        let journal = services.sh("journalctl --no-pager -o cat -u asyncfork-metrics")?;
         return Err(Verdict::Failed(format!("no {FILE}: {journal}")));
     };
     let stats = ctx.stats()?;
@@ -463,6 +579,6 @@ systemctl start asyncfork-metrics.timer
     if !Path::new("/usr/bin/promtool").exists() {
         return Ok("no Prometheus here".into());
     }
-    let said = service.sh(&format!("scripts/metrics --here {FILE}"))?;
+    let said = services.sh(&format!("scripts/metrics --here {FILE}"))?;
     Ok(said.lines().last().unwrap_or_default().into())
 }

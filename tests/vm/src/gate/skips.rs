@@ -89,8 +89,8 @@ const ALLOWED: &[(Where, &[&str])] = &[
     (
         Debian("debian12"),
         &[
-            "running_valkey_under_debians_unit_is_enrolled_and_goes_back_and_forth",
-            "valkey_under_debians_unit_and_the_drop_in_forks_async",
+            "valkey_forks_async_from_enable_by_cgroup_until_disable",
+            "valkey_forks_async_from_enable_by_preload_until_disable",
         ],
     ),
     (
