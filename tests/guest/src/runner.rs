@@ -103,13 +103,9 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
 
     let ready = runner.prepare_module();
     let baseline = Census::take();
-    for test in &tests {
-        let result = match &runner.stopped {
-            Some(why) => Err(Verdict::Broken(format!("not run: {why}"))),
-            None => ready.clone().and_then(|()| runner.test_or_again(test)),
-        };
-        runner.log.verdict(test.name, &result, runner.seed)?;
-    }
+    let (last, tests): (Vec<&Test>, Vec<&Test>) =
+        tests.into_iter().partition(|t| t.forbids_modules);
+    runner.tests(&tests, &ready)?;
     if ready.is_ok() && !options.control {
         let result = runner
             .module
@@ -119,6 +115,7 @@ pub fn run(options: &Options) -> anyhow::Result<bool> {
             .log
             .verdict("module_unloads_after_all_tests", &result, options.seed)?;
     }
+    runner.tests(&last, &ready)?;
     // systemd and its services come and go: the other suites tell of leaks.
     if ready.is_ok() && options.suite != Suite::Systemd {
         let result = baseline
@@ -199,6 +196,18 @@ impl Runner<'_> {
         } else {
             ""
         }
+    }
+
+    /// One after another, with a verdict for each.
+    fn tests(&mut self, tests: &[&Test], ready: &TestResult) -> anyhow::Result<()> {
+        for test in tests {
+            let result = match &self.stopped {
+                Some(why) => Err(Verdict::Broken(format!("not run: {why}"))),
+                None => ready.clone().and_then(|()| self.test_or_again(test)),
+            };
+            self.log.verdict(test.name, &result, self.seed)?;
+        }
+        Ok(())
     }
 
     /// Loads the module, or reloads it to get a fresh state.

@@ -28,6 +28,7 @@ mod memcg;
 mod migrate;
 mod nested;
 mod observe;
+mod packages;
 mod partial;
 mod pidns;
 mod poison;
@@ -95,6 +96,7 @@ pub const TESTS: &[&[Test]] = &[
     adopt::TESTS,
     torture::TESTS,
     loading::TESTS,
+    packages::TESTS,
 ];
 
 /// Which tests to run.
@@ -135,6 +137,8 @@ pub struct Test {
     pub needs_faults: bool,
     /// It is about services: another boot.
     pub needs_systemd: bool,
+    /// No module can be loaded after it until the next boot: it is run when all others have been.
+    pub forbids_modules: bool,
     /// It makes a parked chunk's slot be taken on purpose.
     pub may_merge: bool,
     body: Body,
@@ -163,6 +167,7 @@ impl Test {
             needs_module: false,
             needs_faults: false,
             needs_systemd: false,
+            forbids_modules: false,
             may_merge: false,
             body,
         }
@@ -249,6 +254,11 @@ impl Test {
     const fn systemd(mut self) -> Self {
         self.needs_systemd = true;
         self.module()
+    }
+
+    const fn forbids_modules(mut self) -> Self {
+        self.forbids_modules = true;
+        self
     }
 
     const fn merges(mut self) -> Self {

@@ -35,12 +35,17 @@ const NEWER_PACKAGES: &[&str] = &[
     "seabios",
     "ipxe-qemu",
 ];
-/// And for the tests: systemd and udev, for guests that boot with them; a container, with
-/// the seccomp profile that Podman gives to all; static programs.
+/// And for the tests: systemd and udev, for guests that boot with them; what packaging/debian
+/// depends on; a unit that is to be left alone; containers, with the seccomp profile that Podman
+/// gives to all; static programs.
 const TEST_PACKAGES: &[&str] = &[
     "systemd",
     "udev",
+    "dkms",
+    "openssl",
+    "redis-sentinel",
     "crun",
+    "runc",
     "golang-github-containers-common",
     "musl-tools",
 ];

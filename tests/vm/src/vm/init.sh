@@ -41,6 +41,10 @@ case $transport in
 9p) host asyncfork.checkout "$new$checkout" ro,cache=loose ;;
 virtiofs) host virtme.initmount$((last + 1)) "$new$checkout" ro ;;
 esac
+# For who wants to know what has been changed.
+mkdir $new$here/lower $new$here/upper
+mount --bind $here/root $new$here/lower
+mount --bind $here/memory/upper $new$here/upper
 
 # The root's recipe takes it away, so that other guests do without.
 ln -s /bin/udevadm $new/usr/lib/systemd/systemd-udevd
