@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0
-// A server without a C library of its host, as small as can be: has 32 MiB, and
-// answers each line of its standard input. "fork": forks, and says whether both sides
-// have what they should. "device NUMBER": tries to get at the device of that number.
+// A server as small as can be, for any C library: has 32 MiB or, if it is called with
+// "spread", a page of each of 3072 page tables. It answers each line of its standard
+// input. "fork": forks, and says whether both sides have what they should; the parent
+// writes meanwhile. "fork, wait": it writes after the child's end. "device NUMBER":
+// tries to get at the device of that number.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -12,32 +14,41 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#define WORDS ((32ul << 20) / sizeof(unsigned long))
+static char *memory;
+static unsigned long words, step;
 
-static volatile unsigned long *memory;
-
-static unsigned long word(unsigned long round, unsigned long at)
+static unsigned long word(unsigned long round, unsigned long n)
 {
-	return (round << 32 | at) * 0x9e3779b97f4a7c15ul;
+	return (round << 32 | n) * 0x9e3779b97f4a7c15ul;
+}
+
+static volatile unsigned long *at(unsigned long n)
+{
+	return (unsigned long *)(memory + n * step);
 }
 
 static void fill(unsigned long round)
 {
-	for (unsigned long at = 0; at < WORDS; at++)
-		memory[at] = word(round, at);
+	for (unsigned long n = 0; n < words; n++)
+		*at(n) = word(round, n);
 }
 
 static int is_filled(unsigned long round)
 {
-	for (unsigned long at = 0; at < WORDS; at++)
-		if (memory[at] != word(round, at))
+	for (unsigned long n = 0; n < words; n++)
+		if (*at(n) != word(round, n))
 			return 0;
 	return 1;
 }
 
-static void forked(unsigned long round)
+static const char *judged(int right)
 {
-	int status;
+	return right ? "right" : "wrong";
+}
+
+static void forked(unsigned long round, int waits)
+{
+	int status, kept = 1;
 	pid_t pid = fork();
 
 	if (pid < 0) {
@@ -46,12 +57,19 @@ static void forked(unsigned long round)
 	}
 	if (!pid)
 		_exit(!is_filled(round));
-	fill(round + 1);
-	if (waitpid(pid, &status, 0) != pid)
+	if (!waits)
+		fill(round + 1);
+	if (waitpid(pid, &status, 0) != pid) {
 		printf("waitpid: %s\n", strerror(errno));
-	else
-		printf("child %s, parent %s\n", status ? "wrong" : "right",
-		       is_filled(round + 1) ? "right" : "wrong");
+		return;
+	}
+	if (waits) {
+		kept = is_filled(round);
+		fill(round + 1);
+	}
+	printf("child %s, parent %s\n",
+	       WIFSIGNALED(status) ? "killed" : judged(!status),
+	       judged(kept && is_filled(round + 1)));
 }
 
 static const char *tried(const char *path)
@@ -61,16 +79,19 @@ static const char *tried(const char *path)
 	return fd < 0 ? strerror(errno) : "opened";
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	int spread = argc > 1 && !strcmp(argv[1], "spread");
 	char line[64];
 	unsigned long round = 1;
 
-	memory = mmap(NULL, 32ul << 20, PROT_READ | PROT_WRITE,
-		      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	words = spread ? 3072 : (32ul << 20) / sizeof(*at(0));
+	step = spread ? 2ul << 20 : sizeof(*at(0));
+	memory = mmap(NULL, words * step, PROT_READ | PROT_WRITE,
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
 	if (memory == MAP_FAILED)
 		return 1;
-	madvise((void *)memory, 32ul << 20, MADV_NOHUGEPAGE);
+	madvise(memory, words * step, MADV_NOHUGEPAGE);
 	setvbuf(stdout, NULL, _IOLBF, 0);
 	fill(round);
 	puts("ready");
@@ -82,7 +103,7 @@ int main(void)
 			printf("device: %s, made: %s\n", tried("/dev/asyncfork"),
 			       made ? strerror(errno) : tried("/dev/made"));
 		} else {
-			forked(round++);
+			forked(round++, !strcmp(line, "fork, wait\n"));
 		}
 	}
 	return 0;

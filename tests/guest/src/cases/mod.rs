@@ -5,6 +5,7 @@ mod adopt;
 mod advise;
 mod command;
 pub mod common;
+mod container;
 mod device;
 mod dump;
 mod eligible;
@@ -94,6 +95,7 @@ pub const TESTS: &[&[Test]] = &[
     selftest::TESTS,
     service::TESTS,
     adopt::TESTS,
+    container::TESTS,
     torture::TESTS,
     loading::TESTS,
     packages::TESTS,
