@@ -7,8 +7,8 @@
  *
  * AF_KERNEL(name, build, major, minor, flavour, suite, root, releases...)
  *
- * name: what --kernel takes; a series, or one and a word: "6.1-cloud". The tests
- *	in full are run on those without a word, a quick choice of them on others.
+ * name: what --kernel takes; a series, or one and a word: "6.1-cloud". Those
+ *	with a word are flavours of the others.
  * build: STOCK, as Debian has it. Or built by scripts/debug-kernel, of the stock
  *	kernel of that series and root: DEBUG (KASAN, lockdep and more), KCSAN.
  * major, minor: the series, which has been audited and which compat.h knows

@@ -27,15 +27,15 @@ use suite::{is_long, kinds, levels, plan, Kind, Row, Suite, GUEST};
 #[derive(Debug, Clone, clap::Args)]
 #[command(override_usage = "scripts/test [OPTIONS] [FILTER]...")]
 #[command(after_help = "\
-Without FILTER: format, clippy, unit and host tests, then for each kernel the
-module's build and VM suites. One kernel of each series is tested in full: sparse,
-checkpatch and a scan for indirect calls; \"full\", all tests, with 4-level page
-tables, memory poisoning and two memory nodes; \"faults\", those that need a module
-built with fault injection, with that module and call depth tracking; and once for each
-Debian \"systemd\", those of services, with systemd as PID 1. The flavours of
-a series go through \"quick\", a choice of the tests, with 5-level page tables and
-memory that can be taken offline. With --full, all kernels are tested in full, those
-of the first kind with 5-level page tables as well.
+Without FILTER: format, clippy, unit and host tests, packages, then for each kernel the
+module's build and VM suites. The first kernel of each Debian and the newest are tested
+in full: sparse, checkpatch and a scan for indirect calls; \"full\", all tests, with
+4-level page tables, memory poisoning and two memory nodes; \"faults\", those that need a
+module built with fault injection, with that module and call depth tracking; and once for
+each Debian \"systemd\", those of services and packages, with systemd as PID 1. Kernels
+between, and of each series one flavour, go through \"quick\", a choice of the tests, with
+5-level page tables and memory that can be taken offline. With --full, all kernels are
+tested in full, those of the first kind with 5-level page tables as well.
 With FILTER: builds, and the named VM tests alone, with 4-level page tables; with
 the module for \"faults\" if all of them need it.
 
@@ -133,6 +133,7 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
             );
         }
     }
+    gate.packages(&suites, options)?;
     let rows = gate.vm_suites(&suites, options, seed)?;
     println!("\ntest: took {}", minutes(begin.elapsed()));
     for row in rows {
@@ -180,6 +181,9 @@ fn fault_tests(root: &Path) -> Result<Vec<String>> {
     plan(root, &Kind::Faults.selection(&[]))
 }
 
+/// Where the guests look for the packages under test.
+const PACKAGES: &str = "target/packages/tested";
+
 struct Gate<'a> {
     root: &'a Path,
     logs: PathBuf,
@@ -195,6 +199,29 @@ impl Gate<'_> {
         )?;
         self.stage("rust-1.85", "scripts/rust-1.85")?;
         self.cargo_test()
+    }
+
+    /// The packages for those suites that have systemd, and where all is tested what dpkg
+    /// and DKMS make of them.
+    fn packages(&mut self, suites: &[Suite], options: &GateOptions) -> Result<()> {
+        let systemd = suites.iter().filter(|suite| suite.kind == Kind::Systemd);
+        let modules: String = systemd
+            .map(|suite| format!(" --modules {}", suite.checkout.kernel))
+            .collect();
+        if modules.is_empty() {
+            return Ok(());
+        }
+        let package = format!("scripts/package --version 0.1.0~test --out {PACKAGES}{modules}");
+        if self.stage("packages", &package)? && options.filters.is_empty() {
+            let depth = if options.full {
+                ""
+            } else {
+                " --quick --debian 12"
+            };
+            let test = format!("packaging/test-packages --packages {PACKAGES}{depth}");
+            self.stage("packages-installed", &test)?;
+        }
+        Ok(())
     }
 
     /// The VM suites of a kernel.

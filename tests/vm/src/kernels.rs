@@ -66,6 +66,31 @@ pub fn whole() -> impl Iterator<Item = &'static Kernel> {
     accepted().filter(|kernel| kernel.is_whole())
 }
 
+/// Of those, the first of each Debian and the newest: what a change has to pass all tests on.
+/// Those between are updates from backports that a newer one has replaced.
+pub fn main() -> impl Iterator<Item = &'static Kernel> {
+    let newest = whole().last();
+    whole().filter(move |kernel| {
+        let first = whole().find(|other| other.root == kernel.root);
+        [first, newest].contains(&Some(kernel))
+    })
+}
+
+/// The one flavour of each of those series that a change has to pass a choice of the tests on,
+/// and the kernels between.
+pub fn samples() -> impl Iterator<Item = &'static Kernel> {
+    let is_main = |kernel: &Kernel| main().any(|other| other == kernel);
+    accepted().filter(move |kernel| {
+        let flavour = |k: &&Kernel| !k.is_whole() && k.series == kernel.series;
+        if kernel.is_whole() {
+            !is_main(kernel)
+        } else {
+            let of_main = main().any(|other| other.series == kernel.series);
+            of_main && accepted().find(flavour) == Some(*kernel)
+        }
+    })
+}
+
 /// The kernel that `--kernel` calls so.
 pub fn find(name: &str) -> Option<&'static Kernel> {
     all().iter().find(|kernel| kernel.name == name)
@@ -93,7 +118,7 @@ impl Kernel {
         (number(major), number(minor))
     }
 
-    /// Whether it is the kernel of its series that all tests are run on: no flavour of it.
+    /// Whether it is the kernel of its series: no flavour of it.
     pub fn is_whole(&self) -> bool {
         self.is_stock() && self.name == self.series
     }
@@ -245,6 +270,21 @@ mod tests {
             backports,
             root: "debian13".into(),
             releases: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_change_has_to_pass_on_the_first_of_each_debian_the_newest_and_samples() {
+        let main: Vec<_> = main().collect();
+        let samples: Vec<_> = samples().collect();
+        for root in ["debian12", "debian13"] {
+            assert!(main.contains(&whole().find(|k| k.root == root).unwrap()));
+        }
+        assert!(main.contains(&whole().last().unwrap()));
+        for series in whole() {
+            let flavours = samples.iter().filter(|k| k.series == series.series);
+            assert_eq!(flavours.count(), 1, "{series}");
+            assert_ne!(main.contains(&series), samples.contains(&series));
         }
     }
 

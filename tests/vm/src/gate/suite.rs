@@ -99,12 +99,21 @@ impl Kind {
 /// The suites that a kernel goes through. `five`: page tables may have 5 levels here.
 pub(super) fn kinds(kernel: &Kernel, options: &GateOptions, five: bool) -> Vec<(Kind, La57)> {
     use {Kind::*, La57::*};
-    let whole = kernel.is_whole() || !kernel.is_stock();
+    let asked = options.kernels.contains(&kernel) || options.full;
+    let whole = if asked || !kernel.is_stock() {
+        kernel.is_whole() || !kernel.is_stock()
+    } else {
+        kernels::main().any(|other| other == kernel)
+    };
     let one = match options.filters.is_empty() {
         false => Named,
         true if options.quick || !(whole || options.full) => Quick,
         true => Full,
     };
+    // Another kernel stands for it.
+    if one == Quick && !asked && !whole && kernels::samples().all(|other| other != kernel) {
+        return Vec::new();
+    }
     // Of the kernels of a Debian one is enough; and those of scripts/debug-kernel are slow.
     let systemd = kernels::whole().find(|other| other.root == kernel.root) == Some(kernel);
     let systemd = (systemd || options.full && whole) && kernel.is_stock();
@@ -335,7 +344,14 @@ mod tests {
                 &["--full"],
                 &[(Full, Off), (Full, On), (Faults, Off), (Systemd, Off)],
             ),
-            ("7.2", &[], &[(Full, Off), (Faults, Off)]),
+            ("7.3", &[], &[(Full, Off), (Faults, Off)]),
+            ("7.2", &[], &[(Quick, On)]),
+            ("7.2", &["--kernel", "7.2"], &[(Full, Off), (Faults, Off)]),
+            (
+                "7.2",
+                &["--full"],
+                &[(Full, Off), (Full, On), (Faults, Off), (Systemd, Off)],
+            ),
             ("6.12", &["--quick"], &[(Quick, Off)]),
             ("6.12", &["--la57", "on"], &[(Full, On)]),
             ("6.12", &["munmap"], &[(Named, Off), (Systemd, Off)]),
@@ -344,10 +360,13 @@ mod tests {
                 &["--la57", "on", "munmap"],
                 &[(Named, On), (Systemd, On)],
             ),
-            ("6.12-cloud", &[], &[(Quick, On)]),
-            ("6.12-cloud", &["--quick"], &[(Quick, Off)]),
+            ("7.3-cloud", &[], &[(Quick, On)]),
+            ("7.3-cloud", &["--quick"], &[(Quick, Off)]),
+            ("6.12-cloud", &[], &[]),
+            ("6.12-cloud", &["--quick"], &[]),
+            ("6.12-cloud", &["--kernel", "6.12-cloud"], &[(Quick, On)]),
             ("6.12-cloud", &["--full"], &[(Full, Off), (Faults, Off)]),
-            ("6.12-cloud", &["--la57", "on"], &[(Quick, On)]),
+            ("7.3-cloud", &["--la57", "on"], &[(Quick, On)]),
             ("6.12-cloud", &["munmap"], &[(Named, Off), (Systemd, Off)]),
             ("debug", &["--full", "--la57", "off"], &[(Full, Off)]),
         ] {
@@ -355,7 +374,7 @@ mod tests {
             let got = kinds(kernel, &options(words), true);
             assert_eq!(got, want, "{kernel} {words:?}");
         }
-        let cloud = kernels::find("6.12-cloud").unwrap();
+        let cloud = kernels::find("7.3-cloud").unwrap();
         assert_eq!(kinds(cloud, &options(&[]), false), [(Quick, Off)]);
     }
 
