@@ -31,7 +31,10 @@ set_up() {
 
 tear_down() {
 	systemctl stop "$server-*" || true
-	rm -rf "$etc/$server"-*.service.d /usr/bin/asyncfork /usr/local/lib/libasyncfork.so
+	rm -rf "$etc/$server"-*.service.d /usr/bin/asyncfork /usr/local/lib/libasyncfork.so \
+		/etc/udev/rules.d/60-asyncfork.rules
+	udevadm control --reload
+	! getent group asyncfork >/dev/null || groupdel asyncfork
 	systemctl daemon-reload
 	systemctl reset-failed "$server-*" || true
 	for dir in "/etc/$server" "/var/lib/$server" "/var/log/$server"; do
