@@ -30,12 +30,13 @@ use suite::{is_long, kinds, levels, plan, Kind, Row, Suite, GUEST};
 Without FILTER: format, clippy, unit and host tests, packages, then for each kernel the
 module's build and VM suites. The first kernel of each Debian and the newest are tested
 in full: sparse, checkpatch and a scan for indirect calls; \"full\", all tests, with
-4-level page tables, memory poisoning and two memory nodes; \"faults\", those that need a
-module built with fault injection, with that module and call depth tracking; and once for
-each Debian \"systemd\", those of services and packages, with systemd as PID 1. Kernels
-between, and a flavour of the first and of the newest, go through \"quick\", a choice of the tests, with
-5-level page tables and memory that can be taken offline. With --full, all kernels are
-tested in full, those of the first kind with 5-level page tables as well.
+4-level page tables, memory poisoning and two memory nodes; on the first and the newest
+\"faults\", those that need a module built with fault injection, with that module and call
+depth tracking; and once for each Debian \"systemd\", those of services and packages, with
+systemd as PID 1. Kernels between, and a flavour of the first and of the newest, go through
+\"quick\", a choice of the tests, with 5-level page tables and memory that can be taken
+offline. With --full, all kernels are tested in full, those without a flavour with 5-level
+page tables as well.
 With FILTER: builds, and the named VM tests alone, with 4-level page tables; with
 the module for \"faults\" if all of them need it.
 
@@ -117,7 +118,9 @@ pub fn run(options: &GateOptions) -> Result<Summary> {
         let mut good = gate.stage(&format!("{kernel} kmod"), &kmod(""))?;
         let accel = accel::choose(checkout, options.accel)?.accel;
         let kinds = kinds(kernel, options, five_levels(accel)?);
-        if kinds.iter().any(|(kind, _)| kind.may_inject()) {
+        // Packages of an older release have that module, too.
+        let injects = |kind: &Kind| kind.may_inject() || *kind == Kind::Systemd;
+        if kinds.iter().any(|(kind, _)| injects(kind)) {
             good &= gate.stage(&format!("{kernel} kmod-faults"), &kmod(" --faults"))?;
         }
         if options.filters.is_empty() && (kernel.is_whole() || options.full) {

@@ -127,8 +127,15 @@ pub(super) fn kinds(kernel: &Kernel, options: &GateOptions, five: bool) -> Vec<(
             kinds.into_iter().chain(systemd).collect()
         }
         None if one == Full => {
-            let kinds = [(Full, Off), (Faults, Off)];
-            kinds.into_iter().chain(systemd).collect()
+            // The module's errors hardly differ by kernel: the two ends will do.
+            let ends = [kernels::whole().next(), kernels::whole().last()];
+            let faults = asked || !kernel.is_stock() || ends.contains(&Some(kernel));
+            let faults = faults.then_some((Faults, Off));
+            [(Full, Off)]
+                .into_iter()
+                .chain(faults)
+                .chain(systemd)
+                .collect()
         }
         // What the tests in full leave out, if there are any of this series.
         None if one == Quick && !whole && !options.quick && five => vec![(Quick, On)],
@@ -335,9 +342,15 @@ mod tests {
         use {Kind::*, La57::*};
         for (kernel, words, want) in [
             (
-                "6.12",
+                "6.1",
                 &[][..],
                 &[(Full, Off), (Faults, Off), (Systemd, Off)][..],
+            ),
+            ("6.12", &[], &[(Full, Off), (Systemd, Off)]),
+            (
+                "6.12",
+                &["--kernel", "6.12"],
+                &[(Full, Off), (Faults, Off), (Systemd, Off)],
             ),
             (
                 "6.12",
