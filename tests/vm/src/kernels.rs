@@ -66,6 +66,12 @@ pub fn whole() -> impl Iterator<Item = &'static Kernel> {
     accepted().filter(|kernel| kernel.is_whole())
 }
 
+/// Whether it is of the first or of the newest series.
+pub fn is_end(kernel: &Kernel) -> bool {
+    let ends = [whole().next(), whole().last()];
+    ends.iter().flatten().any(|end| end.series == kernel.series)
+}
+
 /// Of those, the first of each Debian and the newest: what a change has to pass all tests on.
 /// Those between are updates from backports that a newer one has replaced.
 pub fn main() -> impl Iterator<Item = &'static Kernel> {
@@ -79,14 +85,12 @@ pub fn main() -> impl Iterator<Item = &'static Kernel> {
 /// The kernels between, and the first flavour of the first and of the newest series: what a
 /// change has to pass a choice of the tests on.
 pub fn samples() -> impl Iterator<Item = &'static Kernel> {
-    let ends = [whole().next(), whole().last()];
-    accepted().filter(move |kernel| {
+    accepted().filter(|kernel| {
         let flavour = |k: &&Kernel| !k.is_whole() && k.series == kernel.series;
         if kernel.is_whole() {
             main().all(|other| other != *kernel)
         } else {
-            let of_end = ends.iter().flatten().any(|k| k.series == kernel.series);
-            of_end && accepted().find(flavour) == Some(*kernel)
+            is_end(kernel) && accepted().find(flavour) == Some(*kernel)
         }
     })
 }

@@ -100,11 +100,8 @@ impl Kind {
 pub(super) fn kinds(kernel: &Kernel, options: &GateOptions, five: bool) -> Vec<(Kind, La57)> {
     use {Kind::*, La57::*};
     let asked = options.kernels.contains(&kernel) || options.full;
-    let whole = if asked || !kernel.is_stock() {
-        kernel.is_whole() || !kernel.is_stock()
-    } else {
-        kernels::main().any(|other| other == kernel)
-    };
+    let main = || kernels::main().any(|other| other == kernel);
+    let whole = !kernel.is_stock() || if asked { kernel.is_whole() } else { main() };
     let one = match options.filters.is_empty() {
         false => Named,
         true if options.quick || !(whole || options.full) => Quick,
@@ -128,8 +125,7 @@ pub(super) fn kinds(kernel: &Kernel, options: &GateOptions, five: bool) -> Vec<(
         }
         None if one == Full => {
             // The module's errors hardly differ by kernel: the two ends will do.
-            let ends = [kernels::whole().next(), kernels::whole().last()];
-            let faults = asked || !kernel.is_stock() || ends.contains(&Some(kernel));
+            let faults = asked || !kernel.is_stock() || kernels::is_end(kernel);
             let faults = faults.then_some((Faults, Off));
             [(Full, Off)]
                 .into_iter()
